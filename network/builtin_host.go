@@ -1,0 +1,408 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/evenkeel/evenkeel/internal/effect"
+	"github.com/evenkeel/evenkeel/internal/namespace"
+)
+
+// A host is the engine's end of the network: sockets into the host's namespace, bridge and table. It is not changed
+// once it is shared; bringing the host up again makes a new one around the same sockets.
+type host struct {
+	ns      netns.NsHandle
+	nsFile  *os.File // keeps ns open; nil for the daemon's own namespace
+	nsPath  string
+	links   *netlink.Handle
+	rules   *rules
+	bridge  bridge
+	mtu     int
+	subnets []netip.Prefix // for new pods
+	known   []netip.Prefix // these and earlier ones that pods may still use
+}
+
+type bridge struct {
+	Name  string
+	Index int // 0: not brought up yet
+}
+
+const hostTurn = "host"
+
+var (
+	bridgeEffect = effect.New("network.builtin.bridge")
+	tableEffect  = effect.New("network.builtin.table")
+)
+
+// open makes the books' directories and the sockets, once.
+func (b *Builtin) open() (*host, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current != nil {
+		return b.current, nil
+	}
+	for _, dir := range []string{b.addresses().dir, b.ports().dir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make the books of the network: %w", err)
+		}
+	}
+	h, err := openHost(b.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	h.rules = newRules(b.tableName(), b.bridgeName(), max(int(h.ns), 0))
+	h.bridge.Name = b.bridgeName()
+	if link, err := h.links.LinkByName(h.bridge.Name); err == nil {
+		h.bridge.Index = link.Attrs().Index
+	}
+	b.current = h
+	return h, nil
+}
+
+func openHost(path string) (*host, error) {
+	h := &host{nsPath: path, ns: netns.None()}
+	if path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("cannot open the host's network namespace: %w", err)
+		}
+		h.nsFile, h.ns = f, netns.NsHandle(f.Fd())
+	}
+	links, err := netlink.NewHandleAt(h.ns, unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open a netlink socket: %w", err)
+	}
+	h.links = links
+	return h, nil
+}
+
+// ensure returns the host with bridge and table up. Where they are up already, which is looked at before each pod,
+// it costs two netlink calls: somebody may have deleted the bridge, or reloaded the firewall with "flush ruleset".
+func (b *Builtin) ensure(ctx context.Context) (*host, error) {
+	subnets, err := b.subnets()
+	if err != nil {
+		return nil, err
+	}
+	release, err := b.turns.take(ctx, hostTurn)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	h, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	if slices.Equal(h.subnets, subnets) && h.up() {
+		return h, nil
+	}
+	return b.bringUp(ctx, h, subnets)
+}
+
+// up says whether the bridge that this host was brought up with is there and running, and the table too.
+func (h *host) up() bool {
+	link, err := h.links.LinkByName(h.bridge.Name)
+	if err != nil || link.Attrs().Index != h.bridge.Index || link.Attrs().Flags&net.FlagUp == 0 {
+		return false
+	}
+	present, err := h.rules.present()
+	return err == nil && present
+}
+
+func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix) (*host, error) {
+	h := *old
+	h.subnets, h.mtu = subnets, b.MTU
+	if h.mtu == 0 {
+		h.mtu = h.uplinkMTU()
+	}
+	if err := bridgeEffect.Do(ctx, h.bringUpBridge); err != nil {
+		return nil, err
+	}
+	b.setSysctls(&h)
+	err := tableEffect.Do(ctx, func() error {
+		elements, err := b.allElements(&h)
+		if err != nil {
+			return err
+		}
+		return h.rules.rewrite(h.known, elements)
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.warnOfDrop(&h)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.current = &h
+	return &h, nil
+}
+
+// bringUpBridge makes the bridge, or completes it. Its MAC address is set, since a bridge without one takes the
+// lowest of its ports', and the gateway would change its face whenever a pod comes or goes. Addresses of earlier
+// ranges stay on the bridge, which is how those ranges are known.
+func (h *host) bringUpBridge() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = h.bridge.Name, h.mtu, hardwareAddr(gateway(h.subnets[0]))
+	err := h.links.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("cannot create bridge %s: %w", h.bridge.Name, err)
+	}
+	link, err := h.links.LinkByName(h.bridge.Name)
+	if err != nil {
+		return fmt.Errorf("cannot find bridge %s: %w", h.bridge.Name, err)
+	}
+	if link.Type() != "bridge" {
+		return fmt.Errorf("cannot use %s as bridge: it exists and is of type %s", h.bridge.Name, link.Type())
+	}
+	h.bridge.Index = link.Attrs().Index
+	for _, p := range h.subnets {
+		if err := addAddress(h.links, link, netip.PrefixFrom(gateway(p), p.Bits())); err != nil {
+			return err
+		}
+	}
+	if err := h.links.LinkSetUp(link); err != nil {
+		return fmt.Errorf("cannot bring bridge %s up: %w", h.bridge.Name, err)
+	}
+	return h.readKnown(link)
+}
+
+func (h *host) readKnown(link netlink.Link) error {
+	addrs, err := h.links.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("cannot read the addresses of bridge %s: %w", h.bridge.Name, err)
+	}
+	h.known = slices.Clone(h.subnets)
+	for _, a := range addrs {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		ones, _ := a.Mask.Size()
+		p := netip.PrefixFrom(ip.Unmap(), ones).Masked()
+		if !p.Addr().IsLinkLocalUnicast() && !slices.Contains(h.known, p) {
+			h.known = append(h.known, p)
+		}
+	}
+	return nil
+}
+
+// uplinkMTU asks the routing table where a packet to the outside would go; the addresses are those reserved for
+// documentation (RFC 5737, RFC 3849), which only a default route covers.
+func (h *host) uplinkMTU() int {
+	for _, outside := range []string{"192.0.2.1", "2001:db8::1"} {
+		if link := h.linkTowards(outside); link != nil && link.Attrs().MTU > 0 {
+			return link.Attrs().MTU
+		}
+	}
+	return 1500
+}
+
+func (h *host) linkTowards(ip string) netlink.Link {
+	routes, err := h.links.RouteGet(net.ParseIP(ip))
+	if err != nil || len(routes) == 0 {
+		return nil
+	}
+	link, err := h.links.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return nil
+	}
+	return link
+}
+
+// allElements reads all host ports from the books. A port whose pod has no address yet is one that was never opened.
+func (b *Builtin) allElements(h *host) (map[string][]nftables.SetElement, error) {
+	list, err := b.ports().all()
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	owners, err := b.addresses().owners()
+	if err != nil {
+		return nil, err
+	}
+	byPod := map[string][]netip.Addr{}
+	for addr, id := range owners {
+		byPod[id] = append(byPod[id], addr)
+	}
+	all := map[string][]nftables.SetElement{}
+	taken := map[string]bool{}
+	for _, m := range list {
+		elements, err := portElements(m, byPod[m.PodID])
+		if err != nil {
+			continue
+		}
+		merge(all, elements, taken)
+	}
+	return all, nil
+}
+
+func elementsOf(list []mapping, addrs []netip.Addr) (map[string][]nftables.SetElement, error) {
+	all := map[string][]nftables.SetElement{}
+	for _, m := range list {
+		elements, err := portElements(m, addrs)
+		if err != nil {
+			return nil, err
+		}
+		merge(all, elements, map[string]bool{})
+	}
+	return all, nil
+}
+
+// merge leaves out a second element of one key: names like "any" and "0.0.0.0" can stand in the book side by side
+// after two pods asked at once and were both refused, and the kernel would refuse the whole table.
+func merge(all, more map[string][]nftables.SetElement, taken map[string]bool) {
+	for name, list := range more {
+		for _, e := range list {
+			if key := name + string(e.Key); !taken[key] {
+				taken[key] = true
+				all[name] = append(all[name], e)
+			}
+		}
+	}
+}
+
+// setSysctls lets packets through. A refusal (a read-only /proc/sys in a container) is logged and not fatal: pods
+// still reach each other and the host, and the value may be right already.
+func (b *Builtin) setSysctls(h *host) {
+	settings := [][2]string{
+		{"net/ipv4/ip_forward", "1"},
+		{"net/ipv4/conf/" + h.bridge.Name + "/route_localnet", "1"},
+	}
+	if slices.ContainsFunc(h.known, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		settings = append(settings, h.keepRouterAdvertisements()...)
+		// The bridge asks for neighbours from its link-local address, which must not wait for duplicate detection.
+		settings = append(settings, [2]string{"net/ipv6/conf/" + h.bridge.Name + "/accept_dad", "0"},
+			[2]string{"net/ipv6/conf/" + h.bridge.Name + "/accept_ra", "0"},
+			[2]string{"net/ipv6/conf/all/forwarding", "1"})
+	}
+	err := inNet(h.nsPath, func() error {
+		for _, s := range settings {
+			if err := setSysctl(s[0], s[1]); err != nil {
+				b.log().Warn("pods may not reach the outside", "sysctl", s[0], "wanted", s[1], "error", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.log().Warn("cannot set forwarding sysctls", "error", err)
+	}
+}
+
+// keepRouterAdvertisements is for a host that gets its own IPv6 route from router advertisements: with forwarding
+// on, the kernel ignores them unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst), and the host would
+// lose its default route some time later.
+func (h *host) keepRouterAdvertisements() [][2]string {
+	uplink := h.linkTowards("2001:db8::1")
+	if uplink == nil {
+		return nil
+	}
+	name := "net/ipv6/conf/" + uplink.Attrs().Name + "/accept_ra"
+	var value string
+	inNet(h.nsPath, func() error { value = readSysctl(name); return nil })
+	if value != "1" {
+		return nil
+	}
+	return [][2]string{{name, "2"}}
+}
+
+func inNet(path string, f func() error) error {
+	if path == "" {
+		return f()
+	}
+	return namespace.InNet(path, f)
+}
+
+func readSysctl(name string) string {
+	data, _ := os.ReadFile("/proc/sys/" + name)
+	return strings.TrimSpace(string(data))
+}
+
+func setSysctl(name, value string) error {
+	if readSysctl(name) == value {
+		return nil
+	}
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
+}
+
+// warnOfDrop names a firewall that drops forwarded packets, which no rule of ours can overrule: every table on a
+// hook has its own say.
+func (b *Builtin) warnOfDrop(h *host) {
+	conn, err := h.rules.dial()
+	if err != nil {
+		return
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return
+	}
+	for _, c := range chains {
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
+			continue
+		}
+		b.log().Warn("the firewall drops forwarded packets by default; pods reach the outside only if it allows the bridge",
+			"table", c.Table.Name, "chain", c.Name, "bridge", h.bridge.Name)
+	}
+}
+
+// subnets are those of the configuration, or else of the kubelet, or else those remembered from an earlier start.
+func (b *Builtin) subnets() ([]netip.Prefix, error) {
+	if len(b.Subnets) > 0 {
+		return checkSubnets(b.Subnets)
+	}
+	b.mu.Lock()
+	learned := b.learned
+	b.mu.Unlock()
+	if len(learned) > 0 {
+		return learned, nil
+	}
+	cidr := readPodCIDR(b.Dir)
+	if cidr == "" {
+		return nil, fmt.Errorf("%w: no pod address range is known: configure one or let the kubelet send it", ErrNotReady)
+	}
+	return parseSubnets(cidr)
+}
+
+func (h *host) hasLink(podID string) bool {
+	_, err := h.links.LinkByName(linkName(podID))
+	return err == nil
+}
+
+// Teardown detaches every pod and removes bridge and table. It is for private instances, which leave nothing behind;
+// the sysctls stay, since others may have come to rely on them. A nil error means that bridge and table are gone.
+func (b *Builtin) Teardown(ctx context.Context) error {
+	err := b.Sweep(ctx, func(string) bool { return false })
+	if err != nil {
+		return err
+	}
+	release, err := b.turns.take(ctx, hostTurn)
+	if err != nil {
+		return err
+	}
+	defer release()
+	h, err := b.open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(h.removeLink(h.bridge.Name), h.rules.drop(), b.Close())
+}
+
+// Close releases the sockets; the next call opens new ones.
+func (b *Builtin) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current == nil {
+		return nil
+	}
+	b.current.links.Close()
+	b.current.rules.close()
+	if b.current.nsFile != nil {
+		b.current.nsFile.Close()
+	}
+	b.current = nil
+	return nil
+}
