@@ -1,0 +1,231 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// playDaemon is the test binary in the role of a daemon that starts a shim and is then killed.
+func playDaemon(program string) {
+	var c Config
+	if err := json.Unmarshal([]byte(os.Getenv("SHIM_TEST_CONFIG")), &c); err != nil {
+		panic(err)
+	}
+	p, err := Spawn(context.Background(), program, c)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(p.PID, p.Start)
+	select {}
+}
+
+func TestShimSurvivesItsDaemon(t *testing.T) {
+	p := newPod(t)
+	if err := p.Shutdown(t.Context()); err != nil { // this one is our child; the one to test is another's
+		t.Fatal(err)
+	}
+	eventually(t, "the first shim ends", func() bool { return !p.self.Alive() })
+	config, _ := json.Marshal(p.config)
+	daemon := exec.Command(os.Args[0])
+	daemon.Env = append(os.Environ(), "SHIM_TEST_DAEMON="+shimProgram, "SHIM_TEST_CONFIG="+string(config))
+	secret, err := os.CreateTemp(t.TempDir(), "the-daemons-own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon.ExtraFiles = []*os.File{secret, secret, secret} // not close-on-exec in the daemon
+	out, err := daemon.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fscan(out, &p.self.PID, &p.self.Start); err != nil {
+		t.Fatal(err)
+	}
+	id := p.run(shell("i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"))
+	daemon.Process.Kill()
+	daemon.Wait()
+	if !p.self.Alive() {
+		t.Fatal("shim died with its daemon")
+	}
+	if got, err := ReadProcess(p.config.Dir); err != nil || got != p.self {
+		t.Errorf("pid file holds %+v, %v, not %+v", got, err, p.self)
+	}
+	for _, d := range descriptors(t, p.self.PID) {
+		if strings.Contains(d, "the-daemons-own") {
+			t.Errorf("shim has inherited %s", d)
+		}
+	}
+	if sid, err := unix.Getsid(p.self.PID); err != nil || sid != p.self.PID {
+		t.Errorf("shim is in session %d, %v", sid, err)
+	}
+	if x := p.wait(id); x.Code != 5 {
+		t.Errorf("exit is %+v", x)
+	}
+	var want strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&want, "stdout F %d\n", i)
+	}
+	if got := p.content(id); got != want.String() {
+		t.Errorf("log is %q", got)
+	}
+}
+
+func TestSilentShim(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("exec sleep 1000"))
+	freeze(t, p.self.PID)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := p.State(ctx); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrGone) {
+		t.Errorf("a stopped shim gave %v", err)
+	}
+	if !p.self.Alive() {
+		t.Error("a stopped shim counts as dead")
+	}
+	if _, err := Spawn(t.Context(), shimProgram, p.config); err == nil || !strings.Contains(err.Error(), "another shim") {
+		t.Errorf("a second shim was started over a stopped one: %v", err)
+	}
+	unix.Kill(p.self.PID, unix.SIGCONT)
+	if state, err := p.State(t.Context()); err != nil || len(state.Containers) != 1 || state.Containers[0].ID != id {
+		t.Errorf("after SIGCONT: %+v, %v", state, err)
+	}
+}
+
+// freeze stops a process and waits for its last thread, which may still answer a call after kill(2) has returned.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	unix.Kill(pid, unix.SIGSTOP)
+	eventually(t, "every thread has stopped", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			if err == nil && !strings.Contains(string(stat), ") T ") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func TestKilledShim(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("exec sleep 1000"))
+	waiting := make(chan error, 1)
+	go func() { _, err := p.Wait(t.Context(), id); waiting <- err }()
+	eventually(t, "somebody waits", func() bool { return len(connections(t, p.self.PID)) > 1 })
+	unix.Kill(p.self.PID, unix.SIGKILL)
+	if err := <-waiting; !errors.Is(err, ErrGone) {
+		t.Errorf("a call that was running gave %v", err)
+	}
+	eventually(t, "the shim is reaped", func() bool { return !p.self.Alive() })
+	if _, err := p.State(t.Context()); !errors.Is(err, ErrGone) {
+		t.Errorf("a call after its death gave %v", err)
+	}
+	if _, err := ReadExit(filepath.Join(p.config.Exits, id)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an exit nobody saw reads %v", err)
+	}
+	// A new shim takes the place of the dead one's socket.
+	var err error
+	if p.self, err = Spawn(t.Context(), shimProgram, p.config); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.State(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func connections(t *testing.T, pid int) (sockets []string) {
+	for _, d := range descriptors(t, pid) {
+		if strings.HasPrefix(d, "socket:") {
+			sockets = append(sockets, d)
+		}
+	}
+	return sockets
+}
+
+func TestLongStatePath(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 40))
+	p := newPodIn(t, dir)
+	b := shell("exec stty size")
+	b.TTY = true
+	id := p.create(b)
+	if err := p.Resize(t.Context(), id, 100, 30); err != nil {
+		t.Error(err)
+	}
+	p.start(id)
+	p.wait(id)
+	if got := p.content(id); got != "stdout F 30 100\r\n" {
+		t.Errorf("terminal says %q", got)
+	}
+}
+
+func TestSpawnFailures(t *testing.T) {
+	dir := t.TempDir()
+	c := Config{PodID: "pod", Dir: dir, Exits: dir, Runtime: runcProgram, RuntimeRoot: dir}
+	_, err := Spawn(t.Context(), "/nonesuch/evenkeel-shim", c)
+	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonesuch/evenkeel-shim") {
+		t.Errorf("missing program: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, socketName)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket of a shim that never was: %v", err)
+	}
+	c.Dir = "/nonesuch"
+	if _, err := Spawn(t.Context(), shimProgram, c); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonesuch") {
+		t.Errorf("missing directory: %v", err)
+	}
+}
+
+func TestUnknownVersion(t *testing.T) {
+	p := newPod(t)
+	fd, err := connect(p.config.Dir, socketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := os.NewFile(uintptr(fd), "conn")
+	defer conn.Close()
+	if err := send(conn, request{Version: Version + 1, Call: "state"}); err != nil {
+		t.Fatal(err)
+	}
+	var r reply
+	if _, err := receive(conn, &r); err != nil || r.Version != Version || r.Error == nil || !strings.Contains(r.Error.Message, "version 1") {
+		t.Errorf("answer is %+v, %v", r, err)
+	}
+	if _, err := p.call(t.Context(), request{Call: "dance"}); err == nil {
+		t.Error("an unknown call succeeds")
+	}
+}
+
+func TestStartedByHand(t *testing.T) {
+	p := newPod(t)
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the first shim ends", func() bool { return !p.self.Alive() })
+	cmd := exec.Command(shimProgram)
+	cmd.Dir = p.config.Dir
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go cmd.Wait()
+	eventually(t, "it serves", func() bool {
+		state, err := p.State(t.Context())
+		p.self = state.Process
+		return err == nil
+	})
+	id := p.run(shell("exit 9"))
+	if x := p.wait(id); x.Code != 9 {
+		t.Errorf("exit is %+v", x)
+	}
+}
