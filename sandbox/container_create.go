@@ -1,0 +1,369 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/image"
+	"github.com/evenkeel/evenkeel/internal/effect"
+	"github.com/evenkeel/evenkeel/oci"
+	"github.com/evenkeel/evenkeel/oci/runc"
+	"github.com/evenkeel/evenkeel/shim"
+)
+
+// The effects of making and starting a container, in order.
+var (
+	containerRecordIntent = effect.New("container.record")
+	containerRootfs       = effect.New("container.rootfs")
+	containerHostPaths    = effect.New("container.hostpaths")
+	containerBundle       = effect.New("container.bundle")
+	containerCreate       = effect.New("container.create")
+	containerCreated      = effect.New("container.created")
+	containerStart        = effect.New("container.start")
+	containerStarted      = effect.New("container.started")
+)
+
+var errContainerStopped = errors.New("the container was stopped while it was being made")
+
+// build makes the container, or leaves nothing of it.
+func (c *container) build(ctx context.Context, pod *pod) {
+	limit := max(containerBuildLimit, 2*c.createLimit())
+	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("container %s is not made after %s", c.id, limit))
+	defer stop()
+	ctx, told := c.timeline.begin(ctx, "CreateContainer", containerCreated)
+	err := c.make(ctx, pod)
+	if err != nil {
+		c.doing.set("it failed (%v), and what there is of it is being removed", err)
+		err = errors.Join(err, c.teardown(ctx))
+	} else if c.facts().StartFault == "" {
+		go c.watch()
+	}
+	told(err)
+	if c.gone {
+		c.bequeath()
+	}
+	c.built.end(err)
+	c.turn.give()
+}
+
+func (c *container) make(ctx context.Context, pod *pod) error {
+	if err := pod.open(c); err != nil {
+		return err
+	}
+	label, err := c.mountLabel(pod)
+	if err != nil {
+		return err
+	}
+	img, err := c.image()
+	if err != nil {
+		return err
+	}
+	volumes, err := c.findVolumes(ctx)
+	if err != nil {
+		return err
+	}
+	c.claimProject()
+	err = containerRecordIntent.Do(ctx, func() error {
+		if err := os.MkdirAll(c.containerRoot(c.id), 0o700); err != nil {
+			return err
+		}
+		return writeRecord(c.containerRoot(c.id), c.facts())
+	})
+	if err != nil {
+		return fmt.Errorf("cannot record container %s: %w", c.id, err)
+	}
+	if err := c.mountRootfs(ctx, img, pod.idMap(), label); err != nil {
+		return err
+	}
+	shown, err := c.mountVolumes(ctx, volumes, pod.idMap(), label)
+	if err != nil {
+		return err
+	}
+	spec, user, err := c.decide(ctx, pod, img, shown)
+	if err != nil {
+		return err
+	}
+	if err := c.checkProgram(spec); err != nil {
+		return err
+	}
+	if err := c.writeBundle(ctx, spec); err != nil {
+		return err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	process, fault, err := c.create(ctx, pod.owner())
+	if err != nil {
+		return err
+	}
+	err = c.note(ctx, containerCreated, func(r *containerRecord) {
+		r.Process, r.CreatedAt, r.StopSignal = process, time.Now(), stopSignal(r.Config.Message, img)
+		r.User.Message, r.StartFault, r.StartCode = user, fault.message, fault.code
+	})
+	if err == nil {
+		c.tellPlugins(ctx, ContainerCreated)
+	}
+	return err
+}
+
+// open refuses containers in a pod that is not READY. The container is in the index by then, so a Stop that comes later finds it.
+func (p *pod) open(c *container) error {
+	if r := p.facts(); !r.ready() {
+		return fmt.Errorf("cannot make container %q: pod %s is not ready: %w", c.facts().Config.Message.Metadata.Name, p.id, ErrState)
+	}
+	if p.silent.Load() {
+		return fmt.Errorf("cannot make container %q: the shim of pod %s does not answer: %w", c.facts().Config.Message.Metadata.Name, p.id, ErrUnknownState)
+	}
+	if _, err := c.logPolicy(); err != nil {
+		return fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
+	}
+	sandbox := p.facts().Config.Message.GetLinux().GetSecurityContext()
+	if c.facts().Config.Message.GetLinux().GetSecurityContext().GetPrivileged() && !sandbox.GetPrivileged() {
+		return fmt.Errorf("config.linux.security_context.privileged: pod %s is not privileged, so its containers cannot be: %w", p.id, ErrInvalid)
+	}
+	return nil
+}
+
+// image finds the container's image and enters its layers into the record, which protects them from removal.
+func (c *container) image() (*image.Image, error) {
+	want := c.facts().Config.Message.GetImage().GetImage()
+	if want == "" {
+		return nil, fmt.Errorf("config.image.image of container %q is empty: %w", c.facts().Config.Message.Metadata.Name, ErrInvalid)
+	}
+	img, err := c.Images.Find(want)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
+	}
+	next := *c.facts()
+	next.ImageID, next.ImageRef, next.Layers = img.ID.String(), img.ID.String(), img.Layers
+	if len(img.Digests) > 0 {
+		next.ImageRef = img.Digests[0]
+	}
+	c.record.Store(&next)
+	// From here on the layers are in use. Had the image been removed between the look-up and this, some might be gone.
+	if _, err := c.Images.Find(want); err != nil {
+		return nil, fmt.Errorf("cannot make container %q: its image was removed meanwhile: %w", c.facts().Config.Message.Metadata.Name, err)
+	}
+	return img, nil
+}
+
+func (c *container) mountRootfs(ctx context.Context, img *image.Image, ids *image.IDMap, label string) error {
+	return containerRootfs.Do(ctx, func() error {
+		if err := os.MkdirAll(c.stateDir(), 0o711); err != nil {
+			return err
+		}
+		root := image.Rootfs{
+			Layers: img.Layers, Target: c.rootfs(), IDMap: ids, Label: label,
+			Upper: filepath.Join(c.containerRoot(c.id), "upper"), Work: filepath.Join(c.containerRoot(c.id), "work"),
+			Project:  c.facts().Project,
+			Volatile: true, // the layer ends with this boot, and unmounting it must not sync the disk of everybody else
+		}
+		if err := root.Mount(ctx); err != nil {
+			return fmt.Errorf("cannot mount the root file system of container %s: %w", c.id, err)
+		}
+		return nil
+	})
+}
+
+// decide gathers what the decision depends on and lets oci decide.
+func (c *container) decide(ctx context.Context, pod *pod, img *image.Image, volumes map[string]string) (*specs.Spec, *cri.ContainerUser, error) {
+	cfg, podCfg := c.facts().Config.Message, pod.facts().Config.Message
+	sc := cfg.GetLinux().GetSecurityContext()
+	user, err := c.user(sc, img.Config.Config.User)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot make container %q: %w: %w", cfg.Metadata.Name, err, ErrInvalid)
+	}
+	namespaces, err := c.joined(pod, sc.GetNamespaceOptions())
+	if err != nil {
+		return nil, nil, err
+	}
+	paths, err := c.findHostPaths(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	devices, err := c.findDevices(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	vendors, err := c.findCDI(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	host := pod.host()
+	host.AppArmorProfile = c.appArmor(ctx)
+	in := oci.Input{
+		ID: c.id, PodID: pod.id, Container: cfg, Pod: podCfg, Image: img.Config.Config, Rootfs: c.rootfs(),
+		Cgroup: c.specCgroup(pod), User: user, Namespaces: namespaces, Mounts: pod.engineMounts(sc.GetReadonlyRootfs()),
+		HostPaths: paths, ImageVolumes: volumes, Devices: devices, CDI: vendors, Host: host,
+	}
+	in.Host.LocalhostSeccomp = func(path string) ([]byte, error) { return c.readProfile(ctx, path) }
+	spec, err := oci.ContainerSpec(in)
+	if err != nil {
+		return nil, nil, refused(err)
+	}
+	if err := c.consult(ctx, pod, in, spec); err != nil {
+		return nil, nil, err
+	}
+	if err := c.relabel(ctx, cfg, paths, spec.Linux.MountLabel); err != nil {
+		return nil, nil, err
+	}
+	c.annotate(spec)
+	for _, clamp := range oci.Clamps(in) {
+		c.Log.Warn("a request was clamped to what this machine grants", "container", c.id, "clamp", clamp)
+	}
+	return spec, containerUser(user), nil
+}
+
+// refused keeps oci's words at the front, since the kubelet matches some by prefix (RROUnsupported), and adds what kind of refusal it is.
+func refused(err error) error {
+	if errors.Is(err, oci.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", err, ErrUnsupported)
+	}
+	return fmt.Errorf("%w: %w", err, ErrInvalid)
+}
+
+func containerUser(u oci.User) *cri.ContainerUser {
+	linux := &cri.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
+	for _, group := range u.Groups {
+		linux.SupplementalGroups = append(linux.SupplementalGroups, int64(group))
+	}
+	return &cri.ContainerUser{Linux: linux}
+}
+
+// joined lists the namespaces that the container shares with its pod or with the container it targets.
+func (c *container) joined(pod *pod, o *cri.NamespaceOption) (map[specs.LinuxNamespaceType]string, error) {
+	files := pod.namespaces()
+	if o.GetPid() != cri.NamespaceMode_POD {
+		delete(files, specs.PIDNamespace)
+	}
+	if o.GetPid() == cri.NamespaceMode_TARGET {
+		target, err := (&Containers{c.Pods}).running(o.GetTargetId())
+		if err != nil {
+			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
+		}
+		if target.podID != pod.id {
+			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: container %s belongs to another pod: %w", target.id, ErrInvalid)
+		}
+		files[specs.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", target.facts().Process.PID)
+	}
+	return files, nil
+}
+
+func (c *container) writeBundle(ctx context.Context, spec *specs.Spec) error {
+	return containerBundle.Do(ctx, func() error {
+		data, err := json.Marshal(spec)
+		if err != nil {
+			return fmt.Errorf("cannot encode the spec of container %s: %w", c.id, err)
+		}
+		return os.WriteFile(filepath.Join(c.stateDir(), "config.json"), data, 0o600)
+	})
+}
+
+// readBundle returns the runtime-spec document the container was made with.
+func (c *container) readBundle() (*specs.Spec, error) {
+	data, err := os.ReadFile(filepath.Join(c.stateDir(), "config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the spec of container %s: %w", c.id, err)
+	}
+	spec := &specs.Spec{}
+	return spec, json.Unmarshal(data, spec)
+}
+
+// startFault is an entrypoint that cannot be executed.
+type startFault struct {
+	message string
+	code    int
+}
+
+// create lets the shim run the runtime's create. An entrypoint that cannot be executed is kept for Start to report.
+func (c *container) create(ctx context.Context, owner shim.Owner) (process shim.Process, fault startFault, err error) {
+	cfg := c.facts().Config.Message
+	request := shim.CreateRequest{
+		ID: c.id, Bundle: c.stateDir(), LogPath: c.facts().LogPath,
+		TTY: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(), Owner: owner,
+	}
+	if request.Log, err = c.logPolicy(); err != nil {
+		return process, fault, err
+	}
+	if dir := c.Cgroups.MemoryDir(c.facts().Cgroup); dir != "" {
+		request.Cgroup = []string{dir}
+	}
+	err = c.runtimeCreate(ctx, func(ctx context.Context) (err error) {
+		if process, err = c.shim().Create(ctx, request); err != nil {
+			return err
+		}
+		return c.keepLimits(ctx)
+	})
+	if code, ok := runc.ErrExecutable(err); ok {
+		return process, startFault{err.Error(), code}, nil
+	}
+	if err != nil {
+		return process, fault, fmt.Errorf("cannot create container %q (%s): %w", cfg.Metadata.Name, c.id, err)
+	}
+	return process, fault, nil
+}
+
+// start runs what create prepared.
+func (c *container) start(ctx context.Context) error {
+	if err := c.turn.take(ctx); err != nil {
+		return fmt.Errorf("cannot start container %s yet, another operation on it is running: %w", c.id, err)
+	}
+	defer c.turn.give()
+	ctx = context.WithoutCancel(ctx) // half a start cannot be taken back
+	switch state := c.state(); {
+	case c.gone || c.facts().Doomed:
+		return fmt.Errorf("container %s: %w", c.id, ErrNotFound)
+	case state == cri.ContainerState_CONTAINER_RUNNING:
+		return nil
+	case state == cri.ContainerState_CONTAINER_UNKNOWN:
+		return fmt.Errorf("cannot start container %s: its shim does not answer: %w", c.id, ErrUnknownState)
+	case state != cri.ContainerState_CONTAINER_CREATED:
+		return fmt.Errorf("cannot start container %s: it is %s, not created: %w", c.id, stateName(state), ErrState)
+	}
+	if fault := c.facts().StartFault; fault != "" {
+		return c.failStart(ctx, c.facts().StartCode, errors.New(fault))
+	}
+	begun := newResult()
+	c.starting.Store(begun)
+	defer begun.end(nil)
+	if err := c.askPlugins(ctx, ContainerStart); err != nil {
+		return c.failStart(ctx, 128, err)
+	}
+	var startedAt time.Time
+	err := containerStart.Do(ctx, func() (err error) {
+		startedAt, err = c.shim().Start(ctx, c.id)
+		return err
+	})
+	if err != nil {
+		return c.failStart(ctx, 128, err)
+	}
+	if err := c.note(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = startedAt }); err != nil {
+		return err
+	}
+	c.tellPlugins(ctx, ContainerStarted)
+	return nil
+}
+
+// failStart leaves the container EXITED with the reason, so that the kubelet backs off as it does with a process that ended.
+func (c *container) failStart(ctx context.Context, code int, cause error) error {
+	if known, ok := runc.ErrExecutable(cause); ok {
+		code = known
+	}
+	ctx, end := undoing(ctx)
+	defer end()
+	noted := c.note(ctx, containerExited, func(r *containerRecord) {
+		if r.FinishedAt.IsZero() {
+			r.FinishedAt = time.Now()
+			r.Exit = exit{Code: int32(code), Reason: "StartError", Message: cause.Error()}
+		}
+	})
+	return errors.Join(fmt.Errorf("cannot start container %q (%s): %w", c.facts().Config.Message.Metadata.Name, c.id, cause), noted, c.release(ctx))
+}

@@ -1,0 +1,342 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/image"
+	"github.com/evenkeel/evenkeel/internal/effect"
+	"github.com/evenkeel/evenkeel/shim"
+)
+
+// The effects of ending and removing a container, in order.
+var (
+	containerSignal   = effect.New("container.signal")
+	containerKill     = effect.New("container.kill")
+	containerExited   = effect.New("container.exited")
+	containerDelete   = effect.New("container.delete")
+	containerUnmount  = effect.New("container.unmount")
+	containerUncgroup = effect.New("container.cgroup.remove")
+	containerUndirs   = effect.New("container.dirs.remove")
+	containerReleased = effect.New("container.released")
+	containerDoomed   = effect.New("container.doomed")
+	containerErase    = effect.New("container.erase")
+)
+
+// exitPatience is how long a killed process may take to be reported by its shim before the exit file is asked instead.
+const exitPatience = 5 * time.Second
+
+// stop asks politely, then kills. The wait for the process belongs to the caller; the kill at its end does not.
+func (c *container) stop(ctx context.Context, timeout time.Duration) error {
+	if err := c.built.wait(ctx); err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if state := c.state(); state != cri.ContainerState_CONTAINER_RUNNING && state != cri.ContainerState_CONTAINER_UNKNOWN {
+		return nil
+	}
+	if timeout > 0 && !c.silent.Load() {
+		if err := c.ask(ctx, timeout); err != nil {
+			return err
+		}
+		if c.state() == cri.ContainerState_CONTAINER_EXITED {
+			return nil // watch frees what it held
+		}
+	}
+	work := context.WithoutCancel(ctx)
+	killed := c.stopping.join(func() error {
+		c.turn.hold()
+		defer c.turn.give()
+		return c.release(work)
+	})
+	return killed.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c.inTheWay)
+}
+
+// ask sends the stop signal and waits for the end of the process, at most timeout.
+func (c *container) ask(ctx context.Context, timeout time.Duration) error {
+	signal := syscall.Signal(c.facts().StopSignal)
+	if err := containerSignal.Do(ctx, func() error { return c.shim().Signal(ctx, c.id, signal) }); err != nil && !errors.Is(err, shim.ErrGone) && !errors.Is(err, shim.ErrNotFound) {
+		return fmt.Errorf("cannot send signal %d to container %s: %w", signal, c.id, err)
+	}
+	patience := time.NewTimer(timeout)
+	defer patience.Stop()
+	select {
+	case <-c.ended:
+	case <-patience.C:
+	case <-ctx.Done():
+		return fmt.Errorf("container %s has not ended yet: %w", c.id, context.Cause(ctx))
+	}
+	return nil
+}
+
+// halt ends the container as a part of its pod's end: no politeness, no turn of a build left running.
+func (c *container) halt(ctx context.Context) error {
+	c.cancel(errContainerStopped)
+	c.turn.hold()
+	defer c.turn.give()
+	if c.gone {
+		return nil
+	}
+	return c.release(ctx)
+}
+
+// remove kills the container if need be and forgets it. It returns nil when nothing of it is left, whoever removed it.
+func (c *container) remove(ctx context.Context) error {
+	removed := c.removing.join(func() error {
+		return c.timeline.during(context.WithoutCancel(ctx), "RemoveContainer", containerErase, c.discard)
+	})
+	return removed.await(ctx, fmt.Sprintf("container %s is not removed", c.id), c.inTheWay)
+}
+
+// discard is remove for those who wait for as long as it takes.
+func (c *container) discard(ctx context.Context) error {
+	c.cancel(errContainerStopped)
+	c.turn.hold()
+	defer c.turn.give()
+	return c.teardown(ctx)
+}
+
+// teardown undoes everything, whatever stage the container has reached, and deletes the record last.
+func (c *container) teardown(ctx context.Context) error {
+	if c.gone {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	if !c.facts().Doomed {
+		if err := c.note(ctx, containerDoomed, func(r *containerRecord) { r.Doomed = true }); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("cannot remove container %s: %w", c.id, err)
+		}
+	}
+	if err := c.release(ctx); err != nil {
+		return fmt.Errorf("container %s is not removed completely: %w", c.id, err)
+	}
+	if err := containerErase.Do(ctx, func() error { return c.waste.discard(c.containerRoot(c.id)) }); err != nil {
+		return err
+	}
+	c.gone = true
+	c.tellPlugins(ctx, ContainerRemoved)
+	c.bequeath()
+	c.forget()
+	c.freeLayers(ctx)
+	return nil
+}
+
+// freeLayers lets the store delete the layers of an image that was removed while this container still stood on them.
+func (c *container) freeLayers(ctx context.Context) {
+	if c.facts().ImageID == "" {
+		return
+	}
+	if _, err := c.Images.Get(c.facts().ImageID); errors.Is(err, image.ErrNotFound) {
+		c.inBackground(ctx, "free the layers of a removed image", c.id, c.Images.Collect)
+	}
+}
+
+// release frees all that lives of the container: processes, the runtime's state, mount, cgroup. The exit is recorded
+// before the directory with the exit file goes. A nil error means that nothing is left. The processes have all the time
+// they need to die; what comes after them has a limit.
+func (c *container) release(ctx context.Context) error {
+	if c.facts().Released {
+		return nil
+	}
+	if err := c.endCheckpoint(ctx, 0); err != nil { // cgroup v1 kills nothing that is frozen
+		return err
+	}
+	kill := undo{containerKill, func(ctx context.Context) error { return c.Cgroups.Kill(ctx, c.facts().Cgroup) }}
+	killed := undoAll(context.WithoutCancel(ctx), kill)
+	ctx, end := undoing(ctx)
+	defer end()
+	if err := errors.Join(killed, c.settle(ctx)); err != nil {
+		return err // what follows would pull the ground from under a process that lives
+	}
+	c.tellPlugins(ctx, ContainerStopped)
+	err := undoAll(ctx,
+		undo{containerDelete, c.deleteRuntimeState},
+		undo{containerUnvolumes, c.unmountVolumes},
+		undo{containerUnmount, func(context.Context) error { return image.Unmount(c.rootfs()) }},
+		undo{containerUncgroup, c.removeCgroup},
+	)
+	if err != nil {
+		return err
+	}
+	if err := containerUndirs.Do(ctx, func() error { return os.RemoveAll(c.stateDir()) }); err != nil {
+		return err
+	}
+	if c.facts().Doomed { // the record itself goes next
+		return nil
+	}
+	err = c.note(ctx, containerReleased, func(r *containerRecord) { r.Released = true })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it was refused before its first record
+	}
+	return err
+}
+
+// settle makes sure that the end of a container that ever existed is on record: as its shim reported it, else from the
+// exit file, else as unknown.
+func (c *container) settle(ctx context.Context) error {
+	r := c.facts()
+	if r.CreatedAt.IsZero() || !r.FinishedAt.IsZero() {
+		return nil
+	}
+	if r.StartFault != "" {
+		return c.finish(ctx, shim.Exit{Known: true, Code: r.StartCode, At: time.Now()})
+	}
+	if r.BootID == c.BootID && !c.silent.Load() {
+		asked, end := context.WithTimeout(ctx, exitPatience)
+		defer end()
+		if e, err := c.shim().Wait(asked, c.id); err == nil {
+			return c.finish(ctx, e)
+		}
+	}
+	return c.finish(ctx, c.lastExit())
+}
+
+// lastExit reads the exit file, the only word of a container whose shim is gone.
+func (c *container) lastExit() shim.Exit {
+	if e, err := shim.ReadExit(c.stateDir()); err == nil {
+		return e
+	}
+	return shim.Exit{Code: 255, At: time.Now()}
+}
+
+// finish records how the container ended. The first report counts.
+func (c *container) finish(ctx context.Context, e shim.Exit) error {
+	if !c.facts().FinishedAt.IsZero() {
+		return nil
+	}
+	return c.note(ctx, containerExited, func(r *containerRecord) {
+		if !r.FinishedAt.IsZero() {
+			return
+		}
+		r.FinishedAt, r.Exit = e.At, exitOf(e)
+		if r.FinishedAt.IsZero() {
+			r.FinishedAt = time.Now()
+		}
+	})
+}
+
+// exitOf uses the reasons that the kubelet and people know.
+func exitOf(e shim.Exit) exit {
+	switch {
+	case !e.Known:
+		return exit{Code: 255, Reason: "Unknown", Message: "how the container ended is not known: its shim or the machine went down before"}
+	case e.OOMKilled:
+		return exit{Code: int32(e.Code), Reason: "OOMKilled", Message: oomMessage(e)}
+	case e.Code == 0:
+		return exit{Reason: "Completed", Message: oomMessage(e)}
+	default:
+		return exit{Code: int32(e.Code), Reason: "Error", Message: oomMessage(e)}
+	}
+}
+
+// oomMessage tells what the OOM killer did in the container. What it did to children is told too, since their parent often
+// fails for lack of them; it is not the reason of the exit.
+func oomMessage(e shim.Exit) string {
+	o := e.OOM
+	if o == nil {
+		o = &shim.OOM{} // a shim that does not tell
+		if !e.OOMKilled {
+			return ""
+		}
+	}
+	return "the kernel killed " + oomVictim(e, o) + oomCause(o)
+}
+
+func oomVictim(e shim.Exit, o *shim.OOM) string {
+	victim := "a process of the container"
+	if o.Victim != "" {
+		victim = fmt.Sprintf("process %q (pid %d)", o.Victim, o.PID)
+	}
+	switch {
+	case e.OOMKilled && o.Victim != "":
+		victim += ", the container's first,"
+	case e.OOMKilled:
+		victim = "the container's first process"
+	case o.Kills > 1:
+		victim = fmt.Sprintf("%d processes of the container", o.Kills)
+		if o.Victim != "" {
+			victim += fmt.Sprintf(", the last of them %q (pid %d),", o.Victim, o.PID)
+		}
+	}
+	return victim
+}
+
+func oomCause(o *shim.OOM) string {
+	switch {
+	case o.Group == "/" && o.Limit == 0:
+		return " because the machine was out of memory"
+	case o.Limit == 0:
+		return " for want of memory"
+	case o.Group != "":
+		return fmt.Sprintf(" for exceeding the memory limit of %d bytes of cgroup %s", o.Limit, o.Group)
+	}
+	return fmt.Sprintf(" for exceeding the memory limit of %d bytes", o.Limit)
+}
+
+// deleteRuntimeState makes shim and runtime forget the container. The shim has run the runtime's delete when it saw the end; the
+// daemon runs it only where there was no shim to do so.
+func (c *container) deleteRuntimeState(ctx context.Context) error {
+	if !c.silent.Load() {
+		asked, end := context.WithTimeout(ctx, exitPatience)
+		defer end()
+		if err := c.forgetInShim(asked); err != nil && !errors.Is(err, shim.ErrGone) {
+			c.Log.Warn("a shim did not forget a container", "container", c.id, "error", err)
+		}
+	}
+	runtime := c.runtime()
+	if _, err := os.Lstat(filepath.Join(runtime.Root, c.id)); errors.Is(err, fs.ErrNotExist) {
+		return nil // where runc and its like keep a container; without it there is nothing to delete
+	}
+	if err := runtime.Delete(ctx, c.id); err != nil {
+		return fmt.Errorf("cannot delete container %s from the runtime: %w", c.id, err)
+	}
+	return nil
+}
+
+// forgetInShim asks twice: a start that failed is on record before its process is killed, and a process that was killed lives for
+// its shim until that has reaped it.
+func (c *container) forgetInShim(ctx context.Context) error {
+	err := c.shim().Forget(ctx, c.id)
+	if err == nil || errors.Is(err, shim.ErrGone) {
+		return err
+	}
+	if _, unseen := c.shim().Wait(ctx, c.id); unseen != nil {
+		return err
+	}
+	return c.shim().Forget(ctx, c.id)
+}
+
+// watch waits for the container's end, records it and frees what the container held. It ends when the shim does:
+// watchShim takes over then.
+func (c *container) watch() {
+	ctx := context.Background()
+	e, err := c.shim().Wait(ctx, c.id)
+	if err != nil {
+		if !errors.Is(err, shim.ErrGone) && !errors.Is(err, shim.ErrNotFound) {
+			c.Log.Error("cannot wait for a container", "container", c.id, "error", err)
+		}
+		return
+	}
+	// A process can end before the answer to its start is on record; what happened first is recorded first.
+	if start := c.starting.Load(); start != nil {
+		start.wait(ctx)
+	}
+	ctx, told := c.timeline.begin(ctx, "ContainerEnded", containerReleased)
+	err = c.finish(ctx, e)
+	defer func() { told(err) }()
+	if err != nil {
+		c.Log.Error("cannot record the end of a container", "container", c.id, "error", err)
+		return
+	}
+	c.Log.Info("container ended", "container", c.id, "code", e.Code, "signal", e.Signal, "oom", e.OOMKilled)
+	if err = c.halt(ctx); err != nil {
+		c.Log.Error("cannot free what an ended container held", "container", c.id, "error", err)
+	}
+}

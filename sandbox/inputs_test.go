@@ -1,0 +1,110 @@
+package sandbox
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/image"
+	"github.com/evenkeel/evenkeel/network"
+)
+
+func TestEverySignalOfTheCRIHasANumber(t *testing.T) {
+	for value, name := range cri.Signal_name {
+		if value == 0 {
+			continue
+		}
+		short := strings.TrimPrefix(name, "SIGNAL_")
+		if n, ok := signalNumber(short); !ok || n < 1 || n > 64 {
+			t.Errorf("%s: %d, %v", short, n, ok)
+		}
+	}
+	for text, want := range map[string]int{
+		"SIGTERM": 15, "term": 15, "9": 9, "SIGRTMIN": 34, "SIGRTMIN+3": 37, "RTMAX-1": 63, "SIGRTMINPLUS15": 49, "SIGRTMAXMINUS14": 50, "SIGPOLL": 29,
+	} {
+		if n, ok := signalNumber(text); !ok || n != want {
+			t.Errorf("%q is %d (%v), want %d", text, n, ok, want)
+		}
+	}
+	for _, text := range []string{"", "SIGNOPE", "0", "65", "-1", "SIGRTMIN+31", "SIGRTMIN+x"} {
+		if n, ok := signalNumber(text); ok {
+			t.Errorf("%q is taken for %d", text, n)
+		}
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	img := &image.Image{}
+	if n := stopSignal(&cri.ContainerConfig{}, img); n != 15 {
+		t.Errorf("default is %d", n)
+	}
+	img.Config.Config.StopSignal = "SIGQUIT"
+	if n := stopSignal(&cri.ContainerConfig{}, img); n != 3 {
+		t.Errorf("image's is %d", n)
+	}
+	if n := stopSignal(&cri.ContainerConfig{StopSignal: cri.Signal_SIGNAL_SIGUSR1}, img); n != 10 {
+		t.Errorf("request's is %d", n)
+	}
+	if s := criSignal(10); s != cri.Signal_SIGNAL_SIGUSR1 {
+		t.Errorf("10 is %s", s)
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	got, err := resolvConf(&cri.DNSConfig{Servers: []string{"10.0.0.10", "fd00::10"}, Searches: []string{"a.b", "b"}, Options: []string{"ndots:5"}}, network.DNS{Servers: []string{"1.1.1.1"}})
+	want := "search a.b b\nnameserver 10.0.0.10\nnameserver fd00::10\noptions ndots:5\n"
+	if err != nil || string(got) != want {
+		t.Errorf("request: %q, %v", got, err)
+	}
+	if got, _ = resolvConf(nil, network.DNS{Servers: []string{"1.1.1.1"}}); string(got) != "nameserver 1.1.1.1\n" {
+		t.Errorf("plugin: %q", got)
+	}
+}
+
+func TestRequestsThatCannotWorkAreNamed(t *testing.T) {
+	p := &Pods{Runtimes: map[string]*Runtime{"": {}, "runc": {}}}
+	meta := &cri.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u"}
+	security := func(sc *cri.LinuxSandboxSecurityContext) *cri.PodSandboxConfig {
+		return &cri.PodSandboxConfig{Metadata: meta, Linux: &cri.LinuxPodSandboxConfig{SecurityContext: sc}}
+	}
+	for _, test := range []struct {
+		name, handler, says string
+		cfg                 *cri.PodSandboxConfig
+		is                  error
+	}{
+		{"no metadata", "", "metadata", &cri.PodSandboxConfig{}, ErrInvalid},
+		{"no handler", "kata", `"kata"`, &cri.PodSandboxConfig{Metadata: meta}, ErrInvalid},
+		{"cgroup escape", "", "cgroup_parent", &cri.PodSandboxConfig{Metadata: meta, Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/a/../b"}}, ErrInvalid},
+		{"group without user", "", "run_as_group", security(&cri.LinuxSandboxSecurityContext{RunAsGroup: &cri.Int64Value{Value: 1}}), ErrInvalid},
+		{"network container", "", "network", security(&cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_CONTAINER}}), ErrInvalid},
+		{"pid target", "", "pid", security(&cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET}}), ErrInvalid},
+		{"host ip", "", "host_ip", &cri.PodSandboxConfig{Metadata: meta, PortMappings: []*cri.PortMapping{{HostIp: "nope", HostPort: 1}}}, ErrInvalid},
+		{"port", "", "65535", &cri.PodSandboxConfig{Metadata: meta, PortMappings: []*cri.PortMapping{{HostPort: 70000}}}, ErrInvalid},
+	} {
+		err := p.checkPod(test.cfg, test.handler)
+		if !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+	if err := p.checkPod(&cri.PodSandboxConfig{Metadata: meta}, "runc"); err != nil {
+		t.Errorf("a plain pod: %v", err)
+	}
+}
+
+func TestIdsAndPrefixes(t *testing.T) {
+	x := newIndex()
+	x.pods["aabb"], x.pods["aacc"] = &pod{id: "aabb"}, &pod{id: "aacc"}
+	if p, err := x.pod("aab"); err != nil || p.id != "aabb" {
+		t.Errorf("unique prefix: %v %v", p, err)
+	}
+	if _, err := x.pod("aa"); !errors.Is(err, ErrInvalid) {
+		t.Errorf("ambiguous prefix: %v", err)
+	}
+	for _, id := range []string{"", "b"} {
+		if _, err := x.pod(id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+}

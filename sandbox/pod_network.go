@@ -1,0 +1,105 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/internal/effect"
+	"github.com/evenkeel/evenkeel/network"
+)
+
+var podNetwork = effect.New("pod.network")
+
+type networkDNS = network.DNS
+
+// attach connects the pod to its network and returns its addresses.
+func (p *pod) attach(ctx context.Context) (ips []string, dns network.DNS, err error) {
+	if p.onHostNetwork() {
+		return nil, dns, nil
+	}
+	var got network.Result
+	err = podNetwork.Do(ctx, func() (err error) {
+		got, err = p.Network.Attach(ctx, p.networkPod())
+		return err
+	})
+	if err != nil {
+		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w", p.id, err)
+	}
+	for _, ip := range got.IPs {
+		ips = append(ips, ip.String())
+	}
+	return ips, got.DNS, nil
+}
+
+func (p *pod) networkPod() network.Pod {
+	cfg := p.facts().Config.Message
+	return network.Pod{
+		ID: p.id, Namespace: cfg.GetMetadata().GetNamespace(), Name: cfg.GetMetadata().GetName(), UID: cfg.GetMetadata().GetUid(),
+		DNS:   network.DNS{Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions()},
+		NetNS: filepath.Join(p.namespaceDir(), "net"), Ports: hostPorts(cfg.GetPortMappings()), Annotations: cfg.GetAnnotations(),
+	}
+}
+
+// hostPorts keeps the mappings that ask for a host port: 0 means none (CRI, PortMapping).
+func hostPorts(mappings []*cri.PortMapping) []network.Port {
+	var ports []network.Port
+	for _, m := range mappings {
+		if m.GetHostPort() == 0 {
+			continue
+		}
+		ip, _ := netip.ParseAddr(m.GetHostIp()) // checkPorts has seen it
+		ports = append(ports, network.Port{
+			Protocol: strings.ToLower(m.GetProtocol().String()), HostIP: ip,
+			HostPort: uint16(m.GetHostPort()), ContainerPort: uint16(m.GetContainerPort()),
+		})
+	}
+	return ports
+}
+
+func checkPorts(mappings []*cri.PortMapping) error {
+	taken := map[string]int{}
+	for i, m := range mappings {
+		field := fmt.Sprintf("config.port_mappings[%d]", i)
+		ip, err := netip.ParseAddr(m.GetHostIp())
+		key := fmt.Sprint(m.GetProtocol(), ip.Unmap(), m.GetHostPort())
+		first, again := taken[key]
+		switch {
+		case m.GetHostIp() != "" && err != nil:
+			return fmt.Errorf("%s.host_ip %q is not an IP address: %w", field, m.GetHostIp(), ErrInvalid)
+		case m.GetHostPort() < 0 || m.GetHostPort() > 65535 || m.GetContainerPort() < 0 || m.GetContainerPort() > 65535:
+			return fmt.Errorf("%s: host_port %d and container_port %d must lie between 0 and 65535: %w", field, m.GetHostPort(), m.GetContainerPort(), ErrInvalid)
+		case cri.Protocol_name[int32(m.GetProtocol())] == "":
+			return fmt.Errorf("%s.protocol is %s, and only TCP, UDP and SCTP are known: %w", field, m.GetProtocol(), ErrInvalid)
+		case m.GetHostPort() == 0:
+			continue // no port of the host's is asked for
+		case m.GetContainerPort() == 0:
+			return fmt.Errorf("%s.container_port is 0, and host_port %d must lead somewhere: %w", field, m.GetHostPort(), ErrInvalid)
+		case again && mappings[first].GetContainerPort() != m.GetContainerPort():
+			return fmt.Errorf("%s.host_port %d leads elsewhere in config.port_mappings[%d] already: %w", field, m.GetHostPort(), first, ErrInvalid)
+		}
+		taken[key] = i
+	}
+	return nil
+}
+
+// namespaces lists the files of the pod's pinned namespaces.
+func (p *pod) namespaces() map[specs.LinuxNamespaceType]string {
+	files := map[specs.LinuxNamespaceType]string{}
+	for kind, name := range map[specs.LinuxNamespaceType]string{
+		specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts", specs.PIDNamespace: "pid",
+		specs.UserNamespace: "user",
+	} {
+		file := filepath.Join(p.namespaceDir(), name)
+		if _, err := os.Lstat(file); err == nil {
+			files[kind] = file
+		}
+	}
+	return files
+}

@@ -1,0 +1,218 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/evenkeel/evenkeel/internal/effect"
+	"github.com/evenkeel/evenkeel/internal/namespace"
+	"github.com/evenkeel/evenkeel/shim"
+)
+
+// The effects of stopping and removing a pod, in order.
+var (
+	podStopping = effect.New("pod.stopping")
+	podKillInit = effect.New("pod.init.kill")
+	podEndShim  = effect.New("pod.shim.end")
+	podDetach   = effect.New("pod.network.detach")
+	podUnpin    = effect.New("pod.namespaces.unpin")
+	podUnmount  = effect.New("pod.shm.unmount")
+	podUncgroup = effect.New("pod.cgroup.remove")
+	podUndirs   = effect.New("pod.dirs.remove")
+	podStopped  = effect.New("pod.stopped")
+	podDoomed   = effect.New("pod.doomed")
+	podErase    = effect.New("pod.erase")
+)
+
+var errStopped = errors.New("the pod was stopped while it was being made")
+
+// stop ends the pod's life. It returns nil when nothing of it lives, whoever ended it.
+func (p *pod) stop(ctx context.Context) error {
+	return p.beginStop(ctx).await(ctx, fmt.Sprintf("pod %s is not stopped", p.id), p.inTheWay)
+}
+
+func (p *pod) beginStop(ctx context.Context) *result {
+	p.cancel(errStopped)
+	return p.stopping.join(func() error {
+		return p.timeline.during(context.WithoutCancel(ctx), "StopPodSandbox", podStopped, func(ctx context.Context) error {
+			p.turn.hold()
+			defer p.turn.give()
+			return p.halt(ctx)
+		})
+	})
+}
+
+// halt is stop for those who hold the turn.
+func (p *pod) halt(ctx context.Context) error {
+	if p.gone || !p.facts().StoppedAt.IsZero() {
+		return nil
+	}
+	if p.facts().StoppingAt.IsZero() {
+		if err := p.note(ctx, podStopping, func(r *podRecord) { r.StoppingAt = time.Now() }); err != nil {
+			return fmt.Errorf("cannot stop pod %s: %w", p.id, err)
+		}
+	}
+	if err := p.release(ctx); err != nil {
+		return fmt.Errorf("pod %s is not stopped completely: %w", p.id, err)
+	}
+	return p.note(ctx, podStopped, func(r *podRecord) { r.StoppedAt = time.Now() })
+}
+
+// remove stops the pod and forgets it. It returns nil when nothing of it is left, whoever removed it.
+func (p *pod) remove(ctx context.Context) error {
+	return p.beginRemove(ctx).await(ctx, fmt.Sprintf("pod %s is not removed", p.id), p.inTheWay)
+}
+
+func (p *pod) beginRemove(ctx context.Context) *result {
+	p.cancel(errStopped)
+	return p.removing.join(func() error {
+		return p.timeline.during(context.WithoutCancel(ctx), "RemovePodSandbox", podErase, func(ctx context.Context) error {
+			p.turn.hold()
+			defer p.turn.give()
+			return p.teardown(ctx)
+		})
+	})
+}
+
+// teardown undoes everything, whatever stage the pod has reached, and deletes the record last. What cannot be undone
+// keeps the record, so that Remove, the next RunPodSandbox or the next start tries again.
+func (p *pod) teardown(ctx context.Context) error {
+	if p.gone {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx) // a build that failed comes here with its own context ended
+	if !p.facts().Doomed {
+		if err := p.note(ctx, podDoomed, func(r *podRecord) { r.Doomed = true }); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("cannot remove pod %s: %w", p.id, err)
+		}
+	}
+	var errs []error
+	for _, c := range p.index.allContainers(p.id) {
+		errs = append(errs, c.discard(ctx))
+	}
+	if p.facts().StoppedAt.IsZero() {
+		errs = append(errs, p.release(ctx))
+	}
+	if err := errors.Join(errs...); err != nil {
+		p.stuck.Store(true)
+		return fmt.Errorf("pod %s is not removed completely: %w", p.id, err)
+	}
+	if err := podErase.Do(ctx, func() error { return p.waste.discard(p.podRoot(p.id)) }); err != nil {
+		return err
+	}
+	p.gone = true
+	p.tellPlugins(ctx, PodRemoved)
+	p.forget()
+	p.bygone.remember(p)
+	return nil
+}
+
+// release frees all that lives of the pod: its containers' processes and mounts, then its own. It needs no memory of
+// what was made, and a nil error means that nothing is left. The processes have all the time they need to die; what
+// comes after them has a limit.
+func (p *pod) release(ctx context.Context) error {
+	early := time.AfterFunc(endPatience, func() { p.detachEarly(ctx) })
+	dead := errors.Join(p.releaseContainers(ctx), undoAll(context.WithoutCancel(ctx), undo{podKillInit, p.killInit}))
+	early.Stop()
+	ctx, end := undoing(ctx)
+	defer end()
+	p.tellPlugins(ctx, PodStopped)
+	return errors.Join(dead, undoAll(ctx,
+		undo{podEndShim, p.endShim},
+		undo{podDetach, p.detach},
+		undo{podUnpin, func(context.Context) error { return namespace.Unpin(p.namespaceDir()) }},
+		undo{podUnmount, func(context.Context) error { return unmountShm(p.file("shm")) }},
+		undo{podUncgroup, func(ctx context.Context) error { return p.Cgroups.Remove(ctx, p.facts().Cgroup) }},
+		undo{podUndirs, func(context.Context) error { return os.RemoveAll(p.podState(p.id)) }},
+	))
+}
+
+// detachEarly gives addresses and host ports back while processes that were killed wait in the kernel. They will never run
+// again, and the pod that replaces this one can need its host ports.
+func (p *pod) detachEarly(ctx context.Context) {
+	ctx, end := undoing(ctx)
+	defer end()
+	if err := podDetach.Do(ctx, func() error { return p.detach(ctx) }); err != nil {
+		p.Log.Warn("cannot disconnect a pod whose processes are not dead yet; it is tried again", "pod", p.id, "error", err)
+	}
+}
+
+func (p *pod) releaseContainers(ctx context.Context) error {
+	all := p.index.allContainers(p.id)
+	errs := make(chan error, len(all))
+	for _, c := range all {
+		go func() { errs <- c.halt(ctx) }()
+	}
+	var joined error
+	for range all {
+		joined = errors.Join(joined, <-errs)
+	}
+	return joined
+}
+
+// killInit ends whatever runs in the sandbox cgroup: the reaping init of a shared PID namespace, and with it all its processes.
+func (p *pod) killInit(ctx context.Context) error {
+	if !p.sharesPID() {
+		return nil
+	}
+	return p.Cgroups.Kill(ctx, p.facts().Cgroup)
+}
+
+// endShim leaves no shim of this pod. One that does not answer is killed: somebody asked for the end of the pod, and
+// everything the shim had to tell is in the exit files.
+func (p *pod) endShim(ctx context.Context) error {
+	asked, end := context.WithTimeout(ctx, shimPatience)
+	defer end()
+	err := p.shim().Shutdown(asked)
+	if err == nil || errors.Is(err, shim.ErrGone) {
+		return p.killShim()
+	}
+	if asked.Err() == nil {
+		return fmt.Errorf("the shim of pod %s refuses to end: %w", p.id, err)
+	}
+	return p.killShim()
+}
+
+// shimPatience is how long a shim may take to answer where an answer is not needed.
+const shimPatience = 2 * time.Second
+
+// killShim makes sure of a shim's end by its pid and start time, which cannot mean another process of this boot. Those of another
+// boot are gone, and could.
+func (p *pod) killShim() error {
+	if p.facts().BootID != p.BootID {
+		return nil
+	}
+	process := p.facts().Shim
+	if process.PID == 0 {
+		var err error
+		if process, err = shim.ReadProcess(p.podState(p.id)); err != nil {
+			return nil // it never came to life, or has ended in order
+		}
+	}
+	fd, err := process.Pin()
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("cannot end the shim: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("cannot kill shim %d: %w", process.PID, err)
+	}
+	return waitPidfd(fd, shimPatience)
+}
+
+func (p *pod) detach(ctx context.Context) error {
+	if p.onHostNetwork() {
+		return nil
+	}
+	if err := p.Network.Detach(ctx, p.networkPod()); err != nil {
+		return fmt.Errorf("cannot disconnect pod %s from the network: %w", p.id, err)
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/evenkeel/evenkeel/internal/atomicfile"
+	"github.com/evenkeel/evenkeel/internal/hostpath"
+	"github.com/evenkeel/evenkeel/shim"
+)
+
+// adoptionPatience is how long Open waits for a shim to answer. One that is silent longer keeps its pod, as UNKNOWN, and is adopted
+// whenever it answers.
+const adoptionPatience = 150 * time.Millisecond
+
+// Load reads the records of pods and containers. It comes before Open since the image store must know, before it
+// cleans up, which layers are in use.
+func (p *Pods) Load() error {
+	p.paths = &hostpath.Finder{Helper: p.Shim}
+	p.index, p.waste, p.quarantine = newIndex(), &trash{dir: filepath.Join(p.Root, "trash")}, map[string]bool{}
+	for _, dir := range []string{p.podRoot(""), p.containerRoot(""), p.podState(""), p.containerState("")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("cannot make %s: %w", dir, err)
+		}
+	}
+	p.probeProjects()
+	p.waste.empty()
+	if err := p.loadRecords(); err != nil {
+		return err
+	}
+	return p.noteBoot()
+}
+
+func (p *Pods) loadRecords() error {
+	err := p.loadEach(p.podRoot(""), func(dir string) error {
+		var r podRecord
+		if err := readRecord(dir, &r); err != nil {
+			return err
+		}
+		pod := p.newPod(r)
+		pod.built = finished()
+		pod.turn.give()
+		p.index.claimPod(pod)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return p.loadEach(p.containerRoot(""), func(dir string) error {
+		var r containerRecord
+		if err := readRecord(dir, &r); err != nil {
+			return err
+		}
+		c := p.newContainer(r)
+		c.built = finished()
+		c.turn.give()
+		p.index.claimContainer(c)
+		return nil
+	})
+}
+
+// bootFile says in which boot of the machine the engine was last started.
+func (p *Pods) bootFile() string { return filepath.Join(p.Root, "boot") }
+
+// rebooted reports whether this is the first start since the machine's. Without the file nothing is known, and then it
+// is not.
+func (p *Pods) rebooted() bool {
+	last, err := os.ReadFile(p.bootFile())
+	return err == nil && string(last) != p.BootID
+}
+
+// noteBoot comes when the records of the last boot have been dealt with.
+func (p *Pods) noteBoot() error {
+	if last, err := os.ReadFile(p.bootFile()); err == nil && string(last) == p.BootID {
+		return nil
+	}
+	if err := atomicfile.Write(p.bootFile(), []byte(p.BootID), 0o600); err != nil {
+		return fmt.Errorf("cannot note the boot of the machine: %w", err)
+	}
+	return nil
+}
+
+// loadEach reads every record directory below dir. An unreadable record puts its id into quarantine: it is reported,
+// and nothing that it might own is touched. A directory without a record was never more than an intention, and so is
+// a record that the end of the last boot tore: what it described is dead, and the sweep releases what it held.
+func (p *Pods) loadEach(dir string, load func(string) error) error {
+	rebooted := p.rebooted()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("cannot read the records: %w", err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		switch err := load(path); {
+		case errors.Is(err, fs.ErrNotExist), rebooted && errors.Is(err, errTorn):
+			p.Log.Info("removing a directory without a whole record", "dir", path, "rebooted", rebooted)
+			if err := p.waste.discard(path); err != nil {
+				return err
+			}
+		case err != nil:
+			p.Log.Error("set aside a record that cannot be read; nothing of this id will be touched until its directory is removed by hand", "dir", path, "error", err)
+			p.quarantine[entry.Name()] = true
+			p.quarantined = append(p.quarantined, path)
+		}
+	}
+	return nil
+}
+
+// Open brings every loaded pod back to a state that its record tells the truth about: adopted, UNKNOWN, NOTREADY or gone. It
+// returns before slow teardowns have ended; they hold the turn of their object, so nobody can get in between.
+func (p *Pods) Open(ctx context.Context) *Containers {
+	var asked sync.WaitGroup
+	for _, pod := range p.index.allPods() {
+		asked.Go(func() { pod.recover(ctx) })
+	}
+	asked.Wait()
+	for _, c := range p.index.allContainers("") {
+		if p.quarantine[c.podID] {
+			c.silent.Store(true) // nobody can be asked about it, and nothing of its pod may be touched
+		} else if _, err := c.pod(); err != nil {
+			p.Log.Warn("removing a container whose pod is gone", "container", c.id, "pod", c.podID)
+			p.inBackground(ctx, "remove a container without a pod", c.id, c.discard)
+		}
+	}
+	p.inBackground(ctx, "sweep what belongs to nobody", "", p.sweep)
+	return &Containers{p}
+}
+
+// Close waits for files that are being deleted. Pods go on.
+func (p *Pods) Close() { p.waste.wait() }
+
+// inBackground begins work that nobody waits for; what it cannot finish is logged and tried again at the next start.
+func (p *Pods) inBackground(ctx context.Context, what, id string, work func(context.Context) error) {
+	go func() {
+		if err := work(context.WithoutCancel(ctx)); err != nil {
+			p.Log.Error("cannot "+what, "id", id, "error", err)
+		}
+	}()
+}
+
+// recover is the table of docs/ARCHITECTURE.md, one row a case.
+func (p *pod) recover(ctx context.Context) {
+	switch r := p.facts(); {
+	case r.Doomed || r.ReadyAt.IsZero():
+		p.inBackground(ctx, "remove a pod that was not made or not removed completely", p.id, func(ctx context.Context) error {
+			return p.beginRemove(ctx).wait(ctx)
+		})
+	case !r.StoppingAt.IsZero():
+		p.settleStopped(ctx)
+	case r.BootID != p.BootID:
+		p.Log.Info("the machine was started anew; a pod of the last boot is stopped", "pod", p.id)
+		if err := p.noteReboot(ctx); err != nil {
+			p.Log.Error("cannot record that a pod ended with the last boot", "pod", p.id, "error", err)
+		}
+		p.settleStopped(ctx)
+	default:
+		p.reach(ctx)
+	}
+}
+
+// noteReboot records what is certain after a reboot, before anybody can ask: nothing of the pod lives. What it held outside
+// the machine's memory is released behind the socket.
+func (p *pod) noteReboot(ctx context.Context) error {
+	errs := []error{p.note(ctx, podStopping, func(r *podRecord) { r.StoppingAt = time.Now() })}
+	for _, c := range p.index.allContainers(p.id) {
+		errs = append(errs, c.settle(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// settleStopped finishes a stop that was under way, and the removals of containers in a pod that is stopped.
+func (p *pod) settleStopped(ctx context.Context) {
+	p.inBackground(ctx, "stop a pod completely", p.id, func(ctx context.Context) error {
+		return errors.Join(p.beginStop(ctx).wait(ctx), p.removeHalfContainers(ctx))
+	})
+}
+
+// removeHalfContainers removes containers that were not made, or not removed, completely.
+func (p *pod) removeHalfContainers(ctx context.Context) error {
+	var errs []error
+	for _, c := range p.index.allContainers(p.id) {
+		if r := c.facts(); r.Doomed || r.CreatedAt.IsZero() {
+			errs = append(errs, c.discard(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reach asks the shim. The question stays asked until the shim answers or is gone: silence is not death.
+func (p *pod) reach(ctx context.Context) {
+	for _, c := range p.index.allContainers(p.id) {
+		c.silent.Store(true)
+	}
+	p.silent.Store(true)
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		state, err := p.shim().State(context.WithoutCancel(ctx))
+		switch {
+		case err == nil:
+			p.adopt(ctx, state)
+		case p.facts().Shim.Alive():
+			p.Log.Error("the shim of a pod lives but cannot be asked; the pod is UNKNOWN", "pod", p.id, "error", err)
+		default:
+			p.abandon(ctx)
+		}
+	}()
+	patience := time.NewTimer(adoptionPatience)
+	defer patience.Stop()
+	select {
+	case <-answered:
+	case <-patience.C:
+		p.Log.Warn("the shim of a pod does not answer; the pod is UNKNOWN until it does", "pod", p.id, "shim", p.facts().Shim.PID)
+	}
+}
+
+// abandon takes over from a shim that is gone.
+func (p *pod) abandon(ctx context.Context) {
+	for _, c := range p.index.allContainers(p.id) {
+		c.silent.Store(false)
+	}
+	p.silent.Store(false)
+	p.Log.Warn("the shim of a pod is gone; the pod is stopped", "pod", p.id)
+	p.settleStopped(ctx)
+}
+
+// adopt takes the shim's word for what happened while nobody listened.
+func (p *pod) adopt(ctx context.Context, state shim.State) {
+	known := map[string]shim.ContainerState{}
+	for _, s := range state.Containers {
+		known[s.ID] = s
+	}
+	for _, c := range p.index.allContainers(p.id) {
+		s, held := known[c.id]
+		if err := c.adopt(ctx, s, held); err != nil {
+			p.Log.Error("cannot adopt a container", "container", c.id, "error", err)
+		}
+		c.silent.Store(false)
+	}
+	p.silent.Store(false)
+	go p.watchShim(state.Process)
+}
+
+// adopt brings one container's record up to date with its shim.
+func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool) error {
+	r := c.facts()
+	switch {
+	case r.Doomed || r.CreatedAt.IsZero():
+		c.inBackground(ctx, "remove a container that was not made or not removed completely", c.id, c.discard)
+	case !r.FinishedAt.IsZero():
+		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
+	case !held && r.StartFault != "":
+	case !held: // its end was told to a daemon that died before it could write it down
+		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
+		return c.finish(ctx, c.lastExit())
+	default:
+		if r.StartedAt.IsZero() && !s.StartedAt.IsZero() {
+			if err := c.note(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = s.StartedAt }); err != nil {
+				return err
+			}
+		}
+		if s.Exit != nil {
+			if err := c.finish(ctx, *s.Exit); err != nil {
+				return err
+			}
+		}
+		if c.inCheckpoint() {
+			c.inBackground(ctx, "end a checkpoint that was under way", c.id, c.recoverCheckpoint)
+		}
+		go c.watch()
+	}
+	return nil
+}

@@ -1,0 +1,79 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/evenkeel/evenkeel/shim"
+)
+
+// watchShim waits for the end of a pod's shim, which the kernel reports through a pidfd, and then ends the pod: with
+// its shim it has lost its parent, its logs and its exits.
+func (p *pod) watchShim(process shim.Process) {
+	fd, err := process.Pin()
+	if err == nil {
+		err = errors.Join(unix.SetNonblock(fd, true), waitReadable(fd)) // PIDFD_NONBLOCK is of 5.10
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.Log.Warn("cannot watch a shim", "pod", p.id, "pid", process.PID, "error", err)
+		return
+	}
+	p.shimEnded()
+}
+
+// shimEnded is not an error when the pod is being stopped. Otherwise the pod is over.
+func (p *pod) shimEnded() {
+	ctx := context.Background()
+	if !p.facts().ready() {
+		return
+	}
+	p.turn.hold()
+	defer p.turn.give()
+	if p.gone || !p.facts().ready() {
+		return
+	}
+	p.Log.Warn("the shim of a pod ended unexpectedly; the pod is stopped", "pod", p.id, "pid", p.facts().Shim.PID)
+	if err := p.halt(ctx); err != nil {
+		p.Log.Error("cannot stop a pod without a shim", "pod", p.id, "error", err)
+	}
+}
+
+// waitReadable blocks the goroutine, not a thread, until fd (non-blocking, taken over) is readable: for a pidfd, until
+// the process has ended.
+func waitReadable(fd int) error {
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Read(func(uintptr) bool { return pidfdEnded(fd) })
+}
+
+func pidfdEnded(fd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
+}
+
+// waitPidfd waits for the end of the process behind fd.
+func waitPidfd(fd int, limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for {
+		left := time.Until(deadline)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, max(0, int(left.Milliseconds())))
+		switch {
+		case n > 0:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		default:
+			return fmt.Errorf("a killed process still exists after %s", limit)
+		}
+	}
+}
