@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/evenkeel/evenkeel/cri/operator"
+)
+
+func exportCommand() *cobra.Command {
+	var t tool
+	var to, compression string
+	c := &cobra.Command{
+		Use:   "export IMAGE... --to ARCHIVE|-",
+		Short: "Write images to an archive that is an OCI layout and loads with docker as well",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, refs []string) error {
+			if f, ok := c.OutOrStdout().(*os.File); to == "-" && ok && term.IsTerminal(int(f.Fd())) {
+				return errors.New("an archive is nothing for a terminal; name a file with --to")
+			}
+			e, err := t.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			defer e.Close()
+			err = writeArchive(to, c.OutOrStdout(), func(w io.Writer) error {
+				return operator.Client{Conn: e.conn}.Export(c.Context(), operator.ExportRequest{Images: refs, Compression: compression}, w)
+			})
+			if err != nil {
+				return unlessSaid("cannot export", err)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&to, "to", "-", "file, replaced when the archive is whole; -: standard output")
+	c.Flags().StringVar(&compression, "compress", "", "gzip or zstd (default: neither)")
+	return t.register(c)
+}
+
+// writeArchive leaves no half archive under the name that was asked for.
+func writeArchive(to string, out io.Writer, write func(io.Writer) error) error {
+	if to == "-" {
+		return write(out)
+	}
+	f, err := os.CreateTemp(filepath.Dir(to), ".export-*")
+	if err != nil {
+		return err
+	}
+	err = errors.Join(write(f), f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), to)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}

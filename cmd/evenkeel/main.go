@@ -1,0 +1,72 @@
+// Command evenkeel is the container runtime and its operator's tools. `evenkeel serve` is the daemon; every other
+// subcommand is a client that speaks CRI to the daemon's socket and keeps no state of its own, apart from the volumes
+// and logs of the pods that `evenkeel run` started.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the build: -ldflags "-X main.version=…".
+var version = "0.1.0-dev"
+
+func main() {
+	os.Exit(execute(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// exitCode ends the program with a code of a container or of a finding. It has been reported already and prints nothing.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
+func execute(args []string, in io.Reader, out, errOut io.Writer) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.Execute()
+	var code exitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	}
+	fmt.Fprintln(errOut, "evenkeel:", plain(err))
+	return 1
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "evenkeel",
+		Short:         "A container runtime for Kubernetes nodes",
+		Long:          "Evenkeel runs pods for the kubelet through the Container Runtime Interface. `evenkeel serve` is the daemon;\nthe other commands are tools that talk to its socket.",
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetVersionTemplate("evenkeel {{.Version}}\n")
+	root.AddGroup(
+		&cobra.Group{ID: "engine", Title: "The engine:"},
+		&cobra.Group{ID: "pods", Title: "Pods and containers:"},
+		&cobra.Group{ID: "images", Title: "Images:"},
+		&cobra.Group{ID: "machine", Title: "This machine:"},
+	)
+	add := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("engine", serveCommand(), versionCommand())
+	add("pods", runCommand(), podsCommand(), psCommand(), inspectCommand(), explainCommand(), logsCommand(), execCommand(), attachCommand(), stopCommand(), rmCommand())
+	add("images", imagesCommand(), pullCommand(), importCommand(), exportCommand(), rmiCommand(), fsckCommand())
+	add("machine", checkCommand(), configCommand(), leftoversCommand())
+	return root
+}

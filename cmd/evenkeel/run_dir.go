@@ -1,0 +1,210 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// podDir is what `run` keeps of one pod on disk: volumes, logs and hosts file. Its name is the pod's uid, and its sandbox
+// carries the path as an annotation.
+type podDir struct{ Path string }
+
+func (d podDir) logs() string              { return filepath.Join(d.Path, "logs") }
+func (d podDir) hosts() string             { return filepath.Join(d.Path, "hosts") }
+func (d podDir) volumes() string           { return filepath.Join(d.Path, "volumes") }
+func (d podDir) volume(name string) string { return filepath.Join(d.volumes(), name) }
+func (d podDir) owner() string             { return filepath.Join(d.Path, ownerFile) }
+
+// ownerFile proves that a directory was made by `run` for a pod. An annotation alone does not: anyone who may create pods
+// through the kubelet writes those.
+const ownerFile = "evenkeel-run.json"
+
+type dirOwner struct {
+	UID  string `json:"uid"`
+	Name string `json:"name"` // namespace/name
+}
+
+// podDirOf finds the directory of a pod that `run` started.
+func podDirOf(p *cri.PodSandbox) (podDir, bool) {
+	path := p.Annotations[directoryAnnotation]
+	return podDir{path}, path != "" && filepath.IsAbs(path) && filepath.Base(path) == p.GetMetadata().GetUid()
+}
+
+// create makes the directory and returns the lock on it, which tells sweepPodDirs that somebody is about to use it. The lock
+// falls with the process.
+func (d podDir) create(owner dirOwner) (lock *os.File, err error) {
+	base := filepath.Dir(d.Path)
+	if err := os.MkdirAll(base, 0o711); err != nil {
+		return nil, fmt.Errorf("cannot make the directory of pod %s: %w", owner.Name, err)
+	}
+	// Between the making of a directory and its own lock, a sweep must not see it.
+	shared, err := lockBase(base, unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	defer shared.Close()
+	if err := os.Mkdir(d.Path, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the directory of pod %s: %w", owner.Name, err)
+	}
+	lock, err = d.fill(owner)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot fill the directory of pod %s: %w", owner.Name, err), os.RemoveAll(d.Path))
+	}
+	return lock, nil
+}
+
+func lockBase(base string, how int) (*os.File, error) {
+	f, err := os.Open(base)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the directory of pods: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), how); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot lock %s: %w", base, err)
+	}
+	return f, nil
+}
+
+func (d podDir) fill(owner dirOwner) (*os.File, error) {
+	raw, err := json.Marshal(owner)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(d.owner(), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = lock.Write(raw)
+	err = errors.Join(err, unix.Flock(int(lock.Fd()), unix.LOCK_EX), os.Mkdir(d.logs(), 0o755), os.Mkdir(d.volumes(), 0o711))
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// remove unmounts and deletes all of it. A nil error means it is gone, whoever removed it. A directory that is not of this
+// pod is left alone, with an error.
+func (d podDir) remove() error {
+	if _, err := os.Lstat(d.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := d.checkOwner(); err != nil {
+		return fmt.Errorf("cannot remove %s: %w", d.Path, err)
+	}
+	if err := d.unmount(); err != nil {
+		return fmt.Errorf("cannot remove %s: %w", d.Path, err)
+	}
+	// The proof of ownership goes last, so that an interrupted removal can be taken up again.
+	entries, err := os.ReadDir(d.Path)
+	if err != nil {
+		return fmt.Errorf("cannot remove the pod's directory: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() != ownerFile {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(d.Path, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove the pod's directory: %w", err)
+	}
+	return os.RemoveAll(d.Path)
+}
+
+func (d podDir) checkOwner() error {
+	info, err := os.Lstat(d.Path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return errors.New("it is not a directory")
+	}
+	raw, err := os.ReadFile(d.owner())
+	if err != nil {
+		return fmt.Errorf("it was not made by evenkeel run: %w", err)
+	}
+	var owner dirOwner
+	if err := json.Unmarshal(raw, &owner); err != nil || owner.UID != filepath.Base(d.Path) {
+		return errors.New("it belongs to another pod")
+	}
+	return nil
+}
+
+// unmount takes the memory-backed volumes down. Only what is mounted directly on a volume's directory is ours; the flag keeps
+// a symbolic link, which a container cannot put there but a person can, from being followed.
+func (d podDir) unmount() error {
+	entries, err := os.ReadDir(d.volumes())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, e := range entries {
+		path := d.volume(e.Name())
+		switch err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err {
+		case nil, unix.EINVAL, unix.ENOENT: // EINVAL: not a mount point
+		default:
+			failed = append(failed, fmt.Errorf("cannot unmount %s: %w", path, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// sweepPodDirs removes directories below base whose pod does not exist: `run` was killed before its pod began or after it was
+// gone. Directories that a running `run` holds are left alone.
+func sweepPodDirs(base string, uids func() (map[string]bool, error)) error {
+	lock, err := lockBase(base, unix.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	orphans, err := orphanDirs(base, uids)
+	for _, d := range orphans {
+		err = errors.Join(err, d.remove())
+	}
+	return err
+}
+
+// orphanDirs lists them. The pods are asked for last: a pod whose `run` has ended by then is in the answer.
+func orphanDirs(base string, uids func() (map[string]bool, error)) (list []podDir, err error) {
+	entries, err := os.ReadDir(base)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot look for directories of gone pods: %w", err)
+	}
+	for _, e := range entries {
+		d := podDir{filepath.Join(base, e.Name())}
+		if d.checkOwner() == nil && !d.locked() {
+			list = append(list, d)
+		}
+	}
+	if list == nil {
+		return nil, nil
+	}
+	live, err := uids()
+	return slices.DeleteFunc(list, func(d podDir) bool { return err != nil || live[filepath.Base(d.Path)] }), err
+}
+
+func (d podDir) locked() bool {
+	f, err := os.Open(d.owner())
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}

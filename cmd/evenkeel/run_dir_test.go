@@ -1,0 +1,208 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts and changes owners: run it as root (sudo make test)")
+	}
+}
+
+func makePodDir(t *testing.T, base, uid string) (podDir, *os.File) {
+	t.Helper()
+	d := podDir{filepath.Join(base, uid)}
+	lock, err := d.create(dirOwner{uid, "default/" + uid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lock.Close(); d.unmount() })
+	return d, lock
+}
+
+func gone(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+func TestVolumesComeAndGoWithTheirPod(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	host := filepath.Join(base, "host")
+	group, limit, made := int64(2345), resource.MustParse("1Mi"), v1.HostPathDirectoryOrCreate
+	pod := &v1.Pod{Spec: v1.PodSpec{
+		SecurityContext: &v1.PodSecurityContext{FSGroup: &group},
+		Volumes: []v1.Volume{
+			{Name: "disk", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
+			{Name: "memory", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory, SizeLimit: &limit}}},
+			{Name: "host", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: host, Type: &made}}},
+		},
+		Containers: []v1.Container{{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "disk", SubPath: "a/b"}, {Name: "host", SubPath: "c"}}}},
+	}}
+	d, _ := makePodDir(t, base, "uid")
+	if err := prepareVolumes(pod, d); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"disk", "memory"} {
+		info, err := os.Stat(d.volume(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode() != fs.ModeDir|fs.ModeSetgid|0o777 || info.Sys().(*syscall.Stat_t).Gid != uint32(group) {
+			t.Errorf("volume %s has mode %v, group %d", name, info.Mode(), info.Sys().(*syscall.Stat_t).Gid)
+		}
+	}
+	var s unix.Statfs_t
+	if err := unix.Statfs(d.volume("memory"), &s); err != nil || s.Type != unix.TMPFS_MAGIC || s.Blocks*uint64(s.Bsize) != 1<<20 {
+		t.Errorf("the memory volume is not a tmpfs of 1 MiB: %v, type %x, %d bytes", err, s.Type, s.Blocks*uint64(s.Bsize))
+	}
+	if err := d.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.remove(); err != nil {
+		t.Errorf("removing what is gone: %v", err)
+	}
+	if !gone(d.Path) || !gone(d.volume("memory")) {
+		t.Error("the directory is still there")
+	}
+	if gone(filepath.Join(host, "c")) {
+		t.Error("the host path is gone, too")
+	}
+}
+
+func TestHostPathTypes(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		kind v1.HostPathType
+		path string
+		ok   bool
+	}{
+		{v1.HostPathUnset, "/nowhere", true},
+		{v1.HostPathDirectory, dir, true},
+		{v1.HostPathDirectory, file, false},
+		{v1.HostPathDirectory, "/nowhere", false},
+		{v1.HostPathDirectoryOrCreate, filepath.Join(dir, "x/y"), true},
+		{v1.HostPathDirectoryOrCreate, file, false},
+		{v1.HostPathFile, file, true},
+		{v1.HostPathFile, dir, false},
+		{v1.HostPathFileOrCreate, filepath.Join(dir, "new"), true},
+		{v1.HostPathFileOrCreate, dir, false},
+		{v1.HostPathCharDev, "/dev/null", true},
+		{v1.HostPathSocket, "/dev/null", false},
+		{"Hologram", dir, false},
+	} {
+		err := prepareHostPath(&v1.HostPathVolumeSource{Path: c.path, Type: &c.kind})
+		if (err == nil) != c.ok {
+			t.Errorf("%s %s: %v", c.kind, c.path, err)
+		}
+	}
+}
+
+func TestSubPathsStayInTheirVolume(t *testing.T) {
+	d := podDir{t.TempDir()}
+	if err := os.MkdirAll(d.volume("v"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/", filepath.Join(d.volume("v"), "out")); err != nil {
+		t.Fatal(err)
+	}
+	pod := &v1.Pod{}
+	err := prepareSubPaths(pod, &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "v", SubPath: "out/etc"}}}, d)
+	if err == nil {
+		t.Error("a symbolic link led out of the volume")
+	}
+}
+
+// TestForeignDirectoriesAreLeftAlone: an annotation is written by whoever may create pods, so it proves nothing.
+func TestForeignDirectoriesAreLeftAlone(t *testing.T) {
+	base := t.TempDir()
+	foreign := podDir{filepath.Join(base, "foreign")}
+	if err := os.Mkdir(foreign.Path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if foreign.remove() == nil || gone(foreign.Path) {
+		t.Error("a directory without an owner was removed")
+	}
+	d, _ := makePodDir(t, base, "uid")
+	moved := podDir{filepath.Join(base, "other")}
+	if err := os.Rename(d.Path, moved.Path); err != nil {
+		t.Fatal(err)
+	}
+	if moved.remove() == nil || gone(moved.Path) {
+		t.Error("a directory of another pod was removed")
+	}
+	link := podDir{filepath.Join(base, "uid")}
+	if err := os.Symlink(moved.Path, link.Path); err != nil {
+		t.Fatal(err)
+	}
+	if link.remove() == nil || gone(moved.Path) {
+		t.Error("a symbolic link was followed")
+	}
+	p := &cri.PodSandbox{Metadata: &cri.PodSandboxMetadata{Uid: "uid"}, Annotations: map[string]string{directoryAnnotation: "/etc"}}
+	if _, found := podDirOf(p); found {
+		t.Error("/etc was taken for a pod's directory")
+	}
+}
+
+func TestSweep(t *testing.T) {
+	base := t.TempDir()
+	held, _ := makePodDir(t, base, "held")
+	live, lock := makePodDir(t, base, "live")
+	lock.Close()
+	dead, lock := makePodDir(t, base, "dead")
+	lock.Close()
+	uids := func() (map[string]bool, error) { return map[string]bool{"live": true}, nil }
+	if err := sweepPodDirs(base, uids); err != nil {
+		t.Fatal(err)
+	}
+	if gone(held.Path) || gone(live.Path) || !gone(dead.Path) {
+		t.Errorf("held gone: %v, live gone: %v, dead gone: %v", gone(held.Path), gone(live.Path), gone(dead.Path))
+	}
+	// Who cannot ask must not remove.
+	if err := sweepPodDirs(base, func() (map[string]bool, error) { return nil, fs.ErrPermission }); gone(live.Path) {
+		t.Errorf("a live pod's directory was removed: %v", err)
+	}
+	if err := sweepPodDirs(filepath.Join(base, "none"), uids); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStopOrder(t *testing.T) {
+	container := func(id, pod, sidecar string, state cri.ContainerState) *cri.Container {
+		return &cri.Container{Id: id, PodSandboxId: pod, State: state, Annotations: map[string]string{sidecarAnnotation: sidecar}}
+	}
+	running, exited := cri.ContainerState_CONTAINER_RUNNING, cri.ContainerState_CONTAINER_EXITED
+	waves := stopOrder([]*cri.Container{
+		container("s1", "p", "1", running), container("a", "p", "", running), container("s3", "p", "3", running),
+		container("b", "p", "", cri.ContainerState_CONTAINER_UNKNOWN), container("done", "p", "", exited), container("x", "other", "", running),
+	}, "p")
+	var got [][]string
+	for _, wave := range waves {
+		var ids []string
+		for _, c := range wave {
+			ids = append(ids, c.Id)
+		}
+		got = append(got, ids)
+	}
+	want := [][]string{{"a", "b"}, {"s3"}, {"s1"}}
+	if !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("waves %v, want %v", got, want)
+	}
+}
