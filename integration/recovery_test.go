@@ -1,0 +1,223 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/integration/engine"
+)
+
+// counting writes 0, 1, 2, … to its log, and ends when told.
+const counting = `trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); usleep 20000; done`
+
+// TestKillNineWithTwentyPods is guarantee 5: a restart is invisible to workloads.
+func TestKillNineWithTwentyPods(t *testing.T) {
+	n := start(t, "builtin")
+	const pods = 20
+	type running struct{ pod, container, log string }
+	all := make([]running, pods)
+	var g errgroup.Group
+	g.SetLimit(4)
+	for i := range pods {
+		g.Go(func() error {
+			cfg := n.Pod(fmt.Sprintf("p%d", i))
+			c := engine.Container("main", busybox, "sh", "-c", counting)
+			pod := n.runPod(cfg)
+			all[i] = running{pod, n.run(pod, cfg, c), n.logPath(cfg, c)}
+			return nil
+		})
+	}
+	must(t, g.Wait())
+	if t.Failed() {
+		t.FailNow()
+	}
+	volume := filepath.Join(n.Base, "volume")
+	must(t, os.Mkdir(volume, 0o755))
+	c := engine.Container("leaving", busybox, "sh", "-c", "until test -e /v/go; do usleep 10000; done; echo leaving; exit 23")
+	c.Mounts = []*cri.Mount{{HostPath: volume, ContainerPath: "/v"}}
+	leaving := n.run(all[0].pod, n.Pod("p0"), c)
+	before := map[string]*cri.ContainerStatus{}
+	for _, r := range all {
+		before[r.container] = n.status(r.container)
+	}
+
+	must(t, n.Kill())
+	must(t, os.WriteFile(filepath.Join(volume, "go"), nil, 0o644))
+	time.Sleep(500 * time.Millisecond) // the daemon is away while 20 containers write and one ends
+	begin := time.Now()
+	must(t, n.Start())
+	list, err := n.Runtime.ListContainers(n.ctx(), &cri.ListContainersRequest{})
+	must(t, err)
+	back := time.Since(begin)
+	measured(t, "kill -9 and restart with %d pods: listens after %s, lists %d containers after %s", pods, n.Ready.Round(time.Millisecond), len(list.Containers), back.Round(time.Millisecond))
+	limit := 300 * time.Millisecond
+	if engine.Slow() { // a speed of an emulated processor is no goal, but the daemon has to come back
+		limit = engine.Patience(3 * time.Second)
+	}
+	if back > limit {
+		t.Errorf("the daemon is back after %s, want %s", back, limit)
+	}
+
+	for _, r := range all {
+		if s := n.podStatus(r.pod); s.State != cri.PodSandboxState_SANDBOX_READY {
+			t.Errorf("pod %s is %s", r.pod, s.State)
+		}
+		s := n.status(r.container)
+		if s.State != cri.ContainerState_CONTAINER_RUNNING || s.StartedAt != before[r.container].StartedAt || s.CreatedAt != before[r.container].CreatedAt {
+			t.Errorf("container %s: before %v, after %v", r.container, before[r.container], s)
+		}
+	}
+	if s := n.awaitState(leaving, cri.ContainerState_CONTAINER_EXITED); s.ExitCode != 23 {
+		t.Errorf("the container that ended meanwhile has exit code %d (%s), want 23", s.ExitCode, s.Reason)
+	}
+	time.Sleep(engine.Patience(200 * time.Millisecond))
+	for _, r := range all {
+		n.stop(r.container, 5)
+		n.exactCount(r.log, 20)
+	}
+}
+
+// exactCount checks that a counting container's log holds 0, 1, 2, … without a gap or a double.
+func (n *node) exactCount(path string, least int) {
+	n.t.Helper()
+	lines := n.log(path)
+	for i, l := range lines {
+		if l.Text != strconv.Itoa(i) || l.Tag != "F" {
+			n.t.Errorf("%s: record %d is %v", path, i, l)
+			return
+		}
+	}
+	if len(lines) < least {
+		n.t.Errorf("%s has %d records, want at least %d", path, len(lines), least)
+	}
+}
+
+// shim reads the pid of a pod's shim.
+func (n *node) shim(pod string) int {
+	n.t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.State, "pods", pod, "shim.pid"))
+	must(n.t, err)
+	pid, err := strconv.Atoi(strings.Fields(string(data))[0])
+	must(n.t, err)
+	return pid
+}
+
+// TestSilentShimIsUnknown is guarantee 3: silence is not death.
+func TestSilentShimIsUnknown(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("silent")
+	c := engine.Container("main", busybox, "sh", "-c", counting)
+	pod := n.runPod(cfg)
+	id := n.run(pod, cfg, c)
+	other, otherContainer := n.up("other")
+	pid := n.shim(pod)
+	startedAt := n.status(id).StartedAt
+
+	must(t, syscall.Kill(pid, syscall.SIGSTOP))
+	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	must(t, n.Kill())
+	begin := time.Now()
+	must(t, n.Start())
+	measured(t, "a start beside a silent shim took %s", time.Since(begin).Round(time.Millisecond))
+	if s := n.status(id); s.State != cri.ContainerState_CONTAINER_UNKNOWN {
+		t.Errorf("the container of a silent shim is %s, want UNKNOWN", s.State)
+	}
+	if s := n.podStatus(other); s.State != cri.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the pod beside it is %s", s.State)
+	}
+	n.output(otherContainer, "true")
+
+	must(t, syscall.Kill(pid, syscall.SIGCONT))
+	s := n.awaitState(id, cri.ContainerState_CONTAINER_RUNNING)
+	if s.StartedAt != startedAt || n.shim(pod) != pid {
+		t.Errorf("the shim was not adopted: %v", s)
+	}
+	n.output(id, "true")
+	n.stop(id, 5)
+	n.exactCount(n.logPath(cfg, c), 1)
+}
+
+// TestKilledShimIsNotSuccess: nobody can tell how the container ended, and nobody pretends to.
+func TestKilledShimIsNotSuccess(t *testing.T) {
+	for _, daemon := range []string{"up", "down"} {
+		t.Run("daemon "+daemon, func(t *testing.T) {
+			n := start(t, "builtin")
+			pod, id := n.up("orphan")
+			if daemon == "down" {
+				must(t, n.Kill())
+			}
+			must(t, syscall.Kill(n.shim(pod), syscall.SIGKILL))
+			if daemon == "down" {
+				must(t, n.Start())
+			}
+			s := n.awaitState(id, cri.ContainerState_CONTAINER_EXITED)
+			if s.ExitCode != 255 || s.Reason == "Completed" {
+				t.Errorf("exit code %d reason %q, want 255 and a reason", s.ExitCode, s.Reason)
+			}
+			n.eventually(10*time.Second, func() error {
+				if s := n.podStatus(pod); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+					return fmt.Errorf("the pod without a shim is %s", s.State)
+				}
+				return nil
+			})
+			n.stopPod(pod)
+			n.removePod(pod)
+		})
+	}
+}
+
+// TestTornRecordAfterAReboot: records are not synced, so a power cut may leave half of one. What it described is dead.
+func TestTornRecordAfterAReboot(t *testing.T) {
+	n := start(t, "builtin")
+	pod, id := n.up("torn")
+	healthy, _ := n.up("healthy")
+	for _, p := range []string{pod, healthy} {
+		n.stopPod(p)
+	}
+	must(t, n.Kill())
+	for _, record := range []string{filepath.Join(n.Root(), "pods", pod, "record"), filepath.Join(n.Root(), "containers", id, "record")} {
+		must(t, os.Truncate(record, 0))
+	}
+	must(t, os.WriteFile(filepath.Join(n.Root(), "boot"), []byte("another boot"), 0o600))
+	must(t, n.Start())
+	if known := n.known(); known[pod] || known[id] || !known[healthy] {
+		t.Errorf("the engine knows %v", known)
+	}
+	n.noLeftovers()
+}
+
+// TestUnreadableRecordIsSetAside: what cannot be read is reported and nothing it might own is touched.
+func TestUnreadableRecordIsSetAside(t *testing.T) {
+	n := start(t, "builtin")
+	pod, id := n.up("broken")
+	healthy, _ := n.up("healthy")
+	must(t, n.Kill())
+	record := filepath.Join(n.Root(), "pods", pod, "record")
+	good, err := os.ReadFile(record)
+	must(t, err)
+	must(t, os.WriteFile(record, good[:len(good)/2], 0o600))
+	must(t, n.Start())
+	if s := n.podStatus(healthy); s.State != cri.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the healthy pod is %s", s.State)
+	}
+	if syscall.Kill(n.shim(pod), 0) != nil {
+		t.Error("the shim of a pod whose record is unreadable was destroyed")
+	}
+	must(t, n.Kill())
+	must(t, os.MkdirAll(filepath.Dir(record), 0o700))
+	must(t, os.WriteFile(record, good, 0o600))
+	must(t, n.Start())
+	if s := n.podStatus(pod); s.State != cri.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the pod is %s after its record was repaired", s.State)
+	}
+	n.awaitState(id, cri.ContainerState_CONTAINER_RUNNING)
+}
