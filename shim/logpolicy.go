@@ -145,8 +145,12 @@ func (l *logFile) admit(records []byte) (n int, cause error) {
 	return n, cause
 }
 
-// fit reserves room in the file, so that two streams cannot fill the same.
+// fit reserves room in the file, so that two streams cannot fill the same. A file that was full stays so until it is rotated,
+// also for a shorter record that would fit: its last line says that nothing follows.
 func (l *logFile) fit(records []byte) (n int) {
+	if l.full.Load() != fileHasRoom {
+		return 0
+	}
 	for {
 		size := l.size.Load()
 		n = wholeRecords(records, l.policy.Max-noticeRoom-size)

@@ -3,6 +3,7 @@ package shim
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -152,6 +153,29 @@ func TestMaximum(t *testing.T) {
 				t.Errorf("%d bytes are told as dropped, not about %d", got, rest)
 			}
 		})
+	}
+}
+
+// Records are not of one length, since a timestamp has no zeros at its end.
+func TestFullFileStaysFull(t *testing.T) {
+	l, err := openLog(filepath.Join(t.TempDir(), "log"), &LogPolicy{Max: noticeRoom + 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	long, short := strings.Repeat("x", 79)+"\n", strings.Repeat("y", 9)+"\n"
+	l.write([]byte(long + long))
+	l.write([]byte(short))
+	data, err := os.ReadFile(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(data), "\n")
+	if len(lines) != 3 || lines[0] != long || !strings.Contains(lines[1], "has reached its limit") {
+		t.Errorf("a full file holds %q", data)
+	}
+	if n, _ := l.gap.take(); n != len(long)+len(short) {
+		t.Errorf("%d bytes are to be told as dropped", n)
 	}
 }
 
