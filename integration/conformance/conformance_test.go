@@ -25,9 +25,9 @@ func TestPage(t *testing.T) {
 	source := "package x\nfunc TestGood(t *testing.T) {}\nfunc TestBad(t *testing.T) {}\nfunc TestLong(t *testing.T) {}\n"
 	write(t, filepath.Join(dir, "things_test.go"), source)
 	write(t, filepath.Join(dir, "critest.xml"), junit)
-	m := report.Machine{Name: "arm64/bare", Kernel: "6.12", Selection: "without the long tests", Results: []report.Result{
-		{Package: "integration", Test: "TestGood", Outcome: "pass"}, {Package: "integration", Test: "TestGood/sub", Outcome: "pass"},
-		{Package: "integration", Test: "TestBad", Outcome: "fail", Unsteady: true}, {Package: "integration", Test: "TestLong", Outcome: "skip", Reason: "too long"},
+	m := report.Machine{Name: "arm64/bare", Kernel: "6.12", Commit: "abc", Selection: "without the long tests", Results: []report.Result{
+		{Package: "integration", Test: "TestGood", Outcome: "pass", Unsteady: true}, {Package: "integration", Test: "TestGood/sub", Outcome: "pass"},
+		{Package: "integration", Test: "TestBad", Outcome: "fail"}, {Package: "integration", Test: "TestLong", Outcome: "skip", Reason: "too long"},
 	}}
 	if err := m.Write(dir); err != nil {
 		t.Fatal(err)
@@ -44,10 +44,10 @@ func TestPage(t *testing.T) {
 	var text strings.Builder
 	p.write(&text)
 	for _, want := range []string{
-		"| arm64/bare | 6.12 | 3 | 3 | 3 | 0 | without the long tests |\n",
+		"| arm64/bare | 6.12 | abc | 3 | 3 | 3 | 0 | without the long tests |\n",
 		"| things | 2 1F 1S |\n", "| critest | 1 2F 2S |\n",
 		"| TestLong | arm64/bare | too long |\n", `| [It] windows | arm64/bare | no \| Windows |` + "\n",
-		"| [It] benchmark | arm64/bare | left out by a filter", "| TestBad | arm64/bare |  |\n", "Unsteady on arm64/bare: TestBad\n",
+		"| [It] benchmark | arm64/bare | left out by a filter", "| TestBad | arm64/bare |  |\n", "Unsteady on arm64/bare: TestGood\n",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the page lacks %q:\n%s", want, text.String())

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -44,7 +45,7 @@ func run(args []string) error {
 	return errors.New("usage: conformance [-name NAME] [-short] record DIR ARGS… | table DIR…")
 }
 
-// record fails when a test failed. A second try of it, alone, only says how (report.Again).
+// record fails when a test failed, also when it was tried again alone (report.Again).
 func record(name string, short bool, dir string, args []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -56,12 +57,13 @@ func record(name string, short bool, dir string, args []string) error {
 	results, failed := goTest(args)
 	if tests := report.Again(results); len(tests) > 0 {
 		fmt.Printf("once more, alone: %s\n", strings.Join(tests, ", "))
-		second, _ := goTest(append(slices.Clone(args), "-run", report.Suite(tests)))
-		results = report.MarkUnsteady(results, second)
+		var second []report.Result
+		second, failed = goTest(append(slices.Clone(args), "-run", report.Suite(tests)))
+		results = report.SecondTry(results, second)
 		report.Unsteady(os.Stdout, results)
 	}
 	version, _, _ := strings.Cut(strings.TrimSpace(string(kernel)), "-") // the rest is whose build it is
-	m := report.Machine{Name: name, Kernel: version, Selection: report.Selection(short, ""), Results: results}
+	m := report.Machine{Name: name, Kernel: version, Commit: report.Commit(context.Background()), Selection: report.Selection(short, ""), Results: results}
 	for _, x := range m.Results {
 		if x.Outcome == "cut" {
 			fmt.Printf("%s did not end:\n%s", x.Test, x.Output)

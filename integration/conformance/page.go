@@ -54,7 +54,7 @@ func (p *page) suite(r report.Result) string {
 const head = `# Conformance
 
 What the integration suite, and critest where it ran, came to on each machine. Made by ` + "`make conformance`" + ` from the last
-run on each; not written by hand, and the runs need not be of one commit. A suite is a file of ` + "`integration/`" + `, subtests count. A cell has the number that passed, then
+run on each; not written by hand. A suite is a file of ` + "`integration/`" + `, subtests count. A cell has the number that passed, then
 those that failed (F), were skipped (S) and did not end (E). On emulated machines things are repeated less often
 (docs/VM.md), and kill and failure points strike every other effect once, which is why there are fewer of those.
 
@@ -69,7 +69,7 @@ func (p *page) write(w io.Writer) {
 	p.unsteady(w)
 }
 
-// unsteady names what failed and passed when it was tried again alone.
+// unsteady names what passed at its second try only.
 func (p *page) unsteady(w io.Writer) {
 	for _, m := range p.machines {
 		for _, r := range m.Results {
@@ -81,10 +81,10 @@ func (p *page) unsteady(w io.Writer) {
 }
 
 func (p *page) summary(w io.Writer) {
-	fmt.Fprint(w, "| machine | kernel | passed | failed | skipped | did not end | tests |\n|---|---|---:|---:|---:|---:|---|\n")
+	fmt.Fprint(w, "| machine | kernel | commit | passed | failed | skipped | did not end | tests |\n|---|---|---|---:|---:|---:|---:|---|\n")
 	for _, m := range p.machines {
 		c := report.Count(m.Results)
-		fmt.Fprintf(w, "| %s | %s | %d | %d | %d | %d | %s |\n", m.Name, m.Kernel, c.Passed, c.Failed, c.Skipped, c.Cut,
+		fmt.Fprintf(w, "| %s | %s | %s | %d | %d | %d | %d | %s |\n", m.Name, m.Kernel, m.Commit, c.Passed, c.Failed, c.Skipped, c.Cut,
 			cell(cmp.Or(m.Selection, "all")))
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,8 @@ import (
 	"github.com/evenkeel/evenkeel/integration/vm/report"
 )
 
-// test boots a machine, runs the tests of the packages in it and fails when one of them failed or none ran. A second
-// try of it, in a machine of its own, only says how (report.Again).
+// test boots a machine, runs the tests of the packages in it and fails when one of them failed, also when it was tried again
+// in a machine of its own (report.Again), or none ran.
 func (o *options) test(ctx context.Context) error {
 	r, err := o.once(ctx)
 	if r == nil {
@@ -30,7 +31,8 @@ func (o *options) test(ctx context.Context) error {
 		alone := *o
 		alone.suite, alone.merge, alone.out = report.Suite(tests), false, filepath.Join(o.out, "again")
 		if second, err := alone.once(ctx); err == nil {
-			results = report.MarkUnsteady(results, second.report.Results())
+			results = report.SecondTry(results, second.report.Results())
+			r.again = second
 		}
 	}
 	return errors.Join(err, r.conclude(results))
@@ -48,7 +50,7 @@ func (o *options) once(ctx context.Context) (*testRun, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &testRun{load: l, out: o.home(), prepared: time.Since(begin)}
+	r := &testRun{load: l, out: o.home(), commit: report.Commit(ctx), prepared: time.Since(begin)}
 	if o.merge {
 		before, err := report.ReadMachine(filepath.Join(r.out, report.File))
 		if err != nil {
@@ -75,7 +77,9 @@ func (l *load) testMachine(ctx context.Context) (*machine.Machine, error) {
 type testRun struct {
 	*load
 	out      string          // directory for logs and results
+	commit   string          // under test
 	before   *report.Machine // the run whose results this one's are merged into
+	again    *testRun        // of what had failed, in a machine of its own
 	report   report.Report
 	events   []job.Event
 	prepared time.Duration
@@ -105,7 +109,7 @@ func (r *testRun) run(ctx context.Context, m *machine.Machine, output func(conte
 	defer file.Close()
 	m.Console = console
 	r.begin = time.Now()
-	running, err := m.Boot(ctx, r.again)
+	running, err := m.Boot(ctx, r.reboot)
 	if err != nil {
 		return err
 	}
@@ -126,8 +130,8 @@ func (r *testRun) run(ctx context.Context, m *machine.Machine, output func(conte
 	return err
 }
 
-// again hears that a boot failed and that another one begins.
-func (r *testRun) again(failed string) {
+// reboot hears that a boot failed and that another one begins.
+func (r *testRun) reboot(failed string) {
 	r.failed = append(r.failed, failed)
 	fmt.Fprintf(os.Stderr, "vm: boot %d failed, trying again: %s\n", len(r.failed), failed)
 	r.begin = time.Now()
@@ -209,9 +213,9 @@ func (r *testRun) conclude(results []report.Result) error {
 	}
 	fmt.Fprint(table, summary)
 	report.Table(table, results)
-	machine := report.Machine{Name: r.arch + "/" + r.init, Kernel: r.set.Release(), Selection: report.Selection(r.short, r.suite), Results: results}
+	machine := report.Machine{Name: r.arch + "/" + r.init, Kernel: r.set.Release(), Commit: r.commit, Selection: report.Selection(r.short, r.suite), Results: results}
 	if r.before != nil {
-		machine.Selection, machine.Results = r.before.Selection, report.Merge(r.before.Results, results)
+		machine = r.before.With(machine)
 	}
 	if err := machine.Write(r.out); err != nil {
 		return err
@@ -238,10 +242,11 @@ func (r *testRun) show(results []report.Result) {
 	}
 }
 
+// verdict says whether the run is good. Where what had failed was tried again, the codes of that run count.
 func (r *testRun) verdict(counts report.Counts) error {
 	var errs []error
 	ended := 0
-	for _, e := range r.events {
+	for _, e := range cmp.Or(r.again, r).events {
 		if e.What == job.Failed {
 			errs = append(errs, fmt.Errorf("the machine failed: %s", e.Detail))
 		}

@@ -10,9 +10,9 @@ import (
 // againLimit is how many tests may have a second try. More failures than that are no accident.
 const againLimit = 3
 
-// Again names the top-level tests to try once more, alone and on a machine that does nothing else. Their second try does not mend
-// the run, which has failed: it tells the reader of a log, who cannot ask the machine any more, whether a test fails always, or only
-// beside others or now and then. There is none when too many failed, or when a test ended the whole run.
+// Again names the top-level tests to try once more, alone and on a machine that does nothing else. A test that passes then is
+// unsteady: the run stands, so that one bad moment in two thousand tests costs nobody an hour, and the test is named with what
+// it had said, since it has a defect, or found one. There is no second try when too many failed, or when a test ended the whole run.
 func Again(results []Result) (tests []string) {
 	for _, r := range results {
 		if r.Outcome == "cut" || strings.Contains("\n"+r.Output, "\npanic: ") {
@@ -44,25 +44,26 @@ func Merge(earlier, later []Result) []Result {
 	return merged
 }
 
-// MarkUnsteady marks what failed in the first try and passed in the second. It has failed all the same.
-func MarkUnsteady(first, second []Result) []Result {
-	marked := slices.Clone(first)
-	for i, r := range marked {
-		again := find(second, r)
-		marked[i].Unsteady = r.Outcome == "fail" && again >= 0 && second[again].Outcome == "pass"
+// SecondTry is Merge for tests that had failed: what passes now is unsteady, and keeps what it had said the first time.
+func SecondTry(first, second []Result) []Result {
+	merged := Merge(first, second)
+	for i, r := range first {
+		if r.Outcome == "fail" && merged[i].Outcome == "pass" {
+			merged[i].Unsteady, merged[i].Output = true, r.Output
+		}
 	}
-	return marked
+	return merged
 }
 
 func find(results []Result, r Result) int {
 	return slices.IndexFunc(results, func(x Result) bool { return x.Package == r.Package && x.Test == r.Test })
 }
 
-// Unsteady names what failed and passed when it was tried again.
+// Unsteady prints what passed at its second try only, and what it had said before.
 func Unsteady(w io.Writer, results []Result) {
 	for _, r := range results {
 		if r.Unsteady {
-			fmt.Fprintf(w, "UNSTEADY: %s failed, and passed when it was tried again alone\n", r.Test)
+			fmt.Fprintf(w, "--- UNSTEADY %s failed, and passed when it was tried again alone. That is a defect. It had said:\n%s", r.Test, r.Output)
 		}
 	}
 }

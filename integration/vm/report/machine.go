@@ -1,9 +1,11 @@
 package report
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -12,8 +14,31 @@ import (
 type Machine struct {
 	Name      string // host, or architecture/init
 	Kernel    string
+	Commit    string // of the project; several where runs were merged
 	Selection string `json:",omitempty"` // why not all tests ran; empty: they did
 	Results   []Result
+}
+
+// With puts a later run of some of the tests into the place of the same tests.
+func (m Machine) With(later Machine) Machine {
+	if !strings.Contains(m.Commit, later.Commit) {
+		m.Commit += ", " + later.Commit
+	}
+	m.Results = Merge(m.Results, later.Results)
+	return m
+}
+
+// Commit names the commit that is checked out here, with a plus sign where files differ from it. It is empty outside a checkout.
+func Commit(ctx context.Context) string {
+	git := func(args ...string) string {
+		out, _ := exec.CommandContext(ctx, "git", append([]string{"-c", "safe.directory=*"}, args...)...).Output()
+		return strings.TrimSpace(string(out))
+	}
+	commit := git("rev-parse", "--short=10", "HEAD")
+	if git("status", "--porcelain") != "" {
+		commit += "+"
+	}
+	return commit
 }
 
 // File of a Machine in its directory.

@@ -22,9 +22,9 @@ type Result struct {
 	Outcome string  // pass, fail, skip; "cut" when the output ended first
 	Seconds float64 `json:",omitempty"`
 	Reason  string  `json:",omitempty"` // why it was skipped
-	Output  string  `json:",omitempty"` // of a test that did not pass
+	Output  string  `json:",omitempty"` // of a test that did not pass at once
 
-	Unsteady bool `json:",omitempty"` // it failed here, and passed when it was tried again alone
+	Unsteady bool `json:",omitempty"` // it failed, and passed when it was tried again alone
 }
 
 // A Report collects results while tests run.
@@ -147,12 +147,18 @@ func (r *Report) Results() []Result {
 }
 
 // Counts of outcomes, subtests included.
-type Counts struct{ Passed, Failed, Skipped, Cut int }
+type Counts struct {
+	Passed, Failed, Skipped, Cut int
+	Unsteady                     int // of the passed
+}
 
 func (c Counts) String() string {
 	s := fmt.Sprintf("%d passed, %d failed, %d skipped", c.Passed, c.Failed, c.Skipped)
 	if c.Cut > 0 {
 		s += fmt.Sprintf(", %d did not end", c.Cut)
+	}
+	if c.Unsteady > 0 {
+		s += fmt.Sprintf(", %d of the passed UNSTEADY", c.Unsteady)
 	}
 	return s
 }
@@ -165,6 +171,9 @@ func Count(results []Result) (c Counts) {
 		switch r.Outcome {
 		case "pass":
 			c.Passed++
+			if r.Unsteady {
+				c.Unsteady++
+			}
 		case "fail":
 			c.Failed++
 		case "skip":
@@ -184,7 +193,7 @@ func Table(w io.Writer, results []Result) {
 			line += "  (" + r.Reason + ")"
 		}
 		if r.Unsteady {
-			line += "  (passed when tried again alone)"
+			line += "  (at the second try, alone)"
 		}
 		fmt.Fprintln(w, line)
 	}

@@ -59,20 +59,26 @@ func TestSecondTry(t *testing.T) {
 		{Package: "p", Test: "TestBad/sub", Outcome: "pass"}, {Package: "p", Test: "TestBad", Outcome: "pass"},
 		{Package: "p", Test: "TestWorse", Outcome: "fail", Output: "worse again"},
 	}
-	marked := MarkUnsteady(first, second)
-	if c := Count(marked); c != (Counts{Passed: 1, Failed: 3}) || c.Good() {
-		t.Errorf("a second try changed the outcome: %+v", c)
+	tried := SecondTry(first, second)
+	if c := Count(tried); c != (Counts{Passed: 3, Failed: 1, Unsteady: 2}) || c.Good() {
+		t.Errorf("after a second try that failed: %+v", c)
 	}
 	var told strings.Builder
-	Table(&told, marked)
-	Unsteady(&told, marked)
-	for _, want := range []string{"TestBad  (passed when tried again alone)", "UNSTEADY: TestBad failed", "bad", "worse"} {
+	Table(&told, tried)
+	Unsteady(&told, tried)
+	for _, want := range []string{"TestBad  (at the second try, alone)", "UNSTEADY TestBad failed", "It had said:\nbad", "worse again"} {
 		if !strings.Contains(told.String(), want) {
 			t.Errorf("the table lacks %q:\n%s", want, told.String())
 		}
 	}
-	if strings.Contains(told.String(), "UNSTEADY: TestWorse") {
+	if strings.Contains(told.String(), "UNSTEADY TestWorse") {
 		t.Error("what fails again is called unsteady")
+	}
+	if c := Count(SecondTry(first[:3], second[:2])); c != (Counts{Passed: 3, Unsteady: 2}) || !c.Good() {
+		t.Errorf("after a second try that passed: %+v", c)
+	}
+	if c := Count(SecondTry(first[:3], second[1:2])); c.Good() {
+		t.Errorf("a subtest that was not tried again counts as passed: %+v", c)
 	}
 	if merged := Merge(first, second); len(merged) != len(first) || Count(merged) != (Counts{Passed: 3, Failed: 1}) {
 		t.Errorf("a later run in the place of the first: %+v", merged)
