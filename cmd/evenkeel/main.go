@@ -51,7 +51,6 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetVersionTemplate("evenkeel {{.Version}}\n")
 	root.AddGroup(
 		&cobra.Group{ID: "engine", Title: "The engine:"},
 		&cobra.Group{ID: "pods", Title: "Pods and containers:"},
