@@ -70,18 +70,18 @@ test-quick: deps build ## the same without the long suites (under 5 minutes)
 test-unit: ## unit and golden tests of every room
 	@build/need-root test
 	export PATH="$(BIN):$$PATH"
-	$(GO) run ./integration/conformance $(SHORT) record bin/unit $(SHORT) -timeout 6m $$($(GO) list ./... | grep -v /integration)
+	$(GO) run ./integration/conformance $(SHORT) record bin/unit $(SHORT) -timeout 15m $$($(GO) list ./... | grep -v /integration)
 
 test-integration: ## integration tests with the binaries of bin/linux-ARCH
 	@build/need-root test
 	export EVENKEEL_TEST_REPORT=$(CURDIR)/bin/report.txt
 	rm -f $$EVENKEEL_TEST_REPORT
-	$(GO) run ./integration/conformance $(SHORT) record bin/host $(SHORT) -count=1 -timeout 9m ./integration/...
+	$(GO) run ./integration/conformance $(SHORT) record bin/host $(SHORT) -count=1 -timeout 20m ./integration/...
 	echo "measured:" && sed 's/^/  /' $$EVENKEEL_TEST_REPORT
 
 test-kubelet: deps build $(BIN)/kubelet ## let the real kubelet run pods on the engine (building it takes some minutes)
 	@build/need-root test-kubelet
-	EVENKEEL_TEST_KUBELET=$(BIN)/kubelet $(GO) test ./integration -run '^TestKubelet$$' -count=1 -v -timeout 9m
+	EVENKEEL_TEST_KUBELET=$(BIN)/kubelet $(GO) test ./integration -run '^TestKubelet$$' -count=1 -v -timeout 15m
 
 # The machines are emulated: no KVM, and no root but for installing qemu. See docs/VM.md.
 INIT   ?= bare
