@@ -102,13 +102,15 @@ conformance: ## docs/CONFORMANCE.md from the last results of test-integration an
 	@$(GO) run ./integration/conformance table bin/host $(addprefix bin/vm/,$(MACHINES)) > bin/conformance.md
 	mv bin/conformance.md docs/CONFORMANCE.md
 
-# What one look at a machine needs: pods on both networks, execs, logs, ends and OOM, limits, images, recovery, user namespaces.
+# What one look at a machine needs: pods on both networks, execs, logs, ends and OOM, limits, images, recovery, user namespaces,
+# and what a host without cgroup v2, AppArmor and systemd skips.
 SMOKE := VersionAndStatus LifeOfAPod ExecSync Exits LogRecords OOMIsToldExactly UpdateResources LifeOfAnImage \
-	OneTagForEveryMachine ImageOfAnotherPlatform HostPort KilledShimIsNotSuccess UnreadableRecordIsSetAside UserNamespace
+	OneTagForEveryMachine ImageOfAnotherPlatform HostPort KilledShimIsNotSuccess UnreadableRecordIsSetAside UserNamespace \
+	AppArmor LimitsOnV2 OOMGroup SystemdRestarts ScopesAreHealed StrayUnits
 empty :=
 
-vm-smoke: ## a selection of vm-test that ends within 12 minutes, preparation included, or fails: make vm-smoke ARCH=arm64
-	@$(MAKE) vm-test SHORT=-short SUITE='^Test($(subst $(empty) $(empty),|,$(strip $(SMOKE))))$$$$' VMFLAGS='-limit 12m $(VMFLAGS)'
+vm-smoke: ## a selection of vm-test that takes some minutes: make vm-smoke ARCH=arm64 [INIT=bare|systemd]
+	@$(MAKE) vm-test SHORT=-short SUITE='^Test($(subst $(empty) $(empty),|,$(strip $(SMOKE))))$$$$' VMFLAGS='-limit 20m $(VMFLAGS)'
 
 vm-shell: deps-vm build ## a shell in the same machine
 	@$(VM) shell
