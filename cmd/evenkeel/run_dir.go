@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,7 +22,13 @@ func (d podDir) logs() string              { return filepath.Join(d.Path, "logs"
 func (d podDir) hosts() string             { return filepath.Join(d.Path, "hosts") }
 func (d podDir) volumes() string           { return filepath.Join(d.Path, "volumes") }
 func (d podDir) volume(name string) string { return filepath.Join(d.volumes(), name) }
+func (d podDir) subPaths() string          { return filepath.Join(d.Path, "subpaths") }
 func (d podDir) owner() string             { return filepath.Join(d.Path, ownerFile) }
+
+// subPath is where the sub path of one of a container's mounts is bound.
+func (d podDir) subPath(container string, mount int) string {
+	return filepath.Join(d.subPaths(), container, strconv.Itoa(mount))
+}
 
 // ownerFile proves that a directory was made by `run` for a pod. An annotation alone does not: anyone who may create pods
 // through the kubelet writes those.
@@ -104,13 +111,13 @@ func (d podDir) remove() error {
 		return fmt.Errorf("cannot remove %s: %w", d.Path, err)
 	}
 	// The proof of ownership goes last, so that an interrupted removal can be taken up again.
-	entries, err := os.ReadDir(d.Path)
+	list, err := entries(d.Path)
 	if err != nil {
 		return fmt.Errorf("cannot remove the pod's directory: %w", err)
 	}
-	for _, e := range entries {
-		if e.Name() != ownerFile {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(d.Path, e.Name())))
+	for _, path := range list {
+		if path != d.owner() {
+			err = errors.Join(err, os.RemoveAll(path))
 		}
 	}
 	if err != nil {
@@ -138,26 +145,52 @@ func (d podDir) checkOwner() error {
 	return nil
 }
 
-// unmount takes the memory-backed volumes down. Only what is mounted directly on a volume's directory is ours; the flag keeps
-// a symbolic link, which a container cannot put there but a person can, from being followed.
+// unmount takes the memory-backed volumes and the bound sub paths down. Only what is mounted directly on one of their places
+// is ours.
 func (d podDir) unmount() error {
-	entries, err := os.ReadDir(d.volumes())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var failed []error
-	for _, e := range entries {
-		path := d.volume(e.Name())
-		switch err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err {
-		case nil, unix.EINVAL, unix.ENOENT: // EINVAL: not a mount point
-		default:
-			failed = append(failed, fmt.Errorf("cannot unmount %s: %w", path, err))
-		}
+	places, err := d.places()
+	failed := []error{err}
+	for _, place := range places {
+		failed = append(failed, unmountAll(place))
 	}
 	return errors.Join(failed...)
+}
+
+// places are where `run` mounts: on sub paths, which may lie in a volume, and on volumes.
+func (d podDir) places() (list []string, err error) {
+	containers, err := entries(d.subPaths())
+	for _, container := range containers {
+		mounts, failed := entries(container)
+		list, err = append(list, mounts...), errors.Join(err, failed)
+	}
+	volumes, failed := entries(d.volumes())
+	return append(list, volumes...), errors.Join(err, failed)
+}
+
+// entries are the paths of what is in a directory; one that does not exist is empty.
+func entries(dir string) (paths []string, err error) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range list {
+		paths = append(paths, filepath.Join(dir, e.Name()))
+	}
+	return paths, err
+}
+
+// unmountAll takes down what is mounted on a path, also if it is there more than once. The flag keeps a symbolic link, which a
+// container cannot put there but a person can, from being followed.
+func unmountAll(path string) error {
+	for {
+		switch err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err {
+		case nil:
+		case unix.EINVAL, unix.ENOENT: // EINVAL: not a mount point
+			return nil
+		default:
+			return fmt.Errorf("cannot unmount %s: %w", path, err)
+		}
+	}
 }
 
 // sweepPodDirs removes directories below base whose pod does not exist: `run` was killed before its pod began or after it was

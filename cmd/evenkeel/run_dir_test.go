@@ -53,7 +53,7 @@ func TestVolumesComeAndGoWithTheirPod(t *testing.T) {
 		Containers: []v1.Container{{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "disk", SubPath: "a/b"}, {Name: "host", SubPath: "c"}}}},
 	}}
 	d, _ := makePodDir(t, base, "uid")
-	if err := prepareVolumes(pod, d); err != nil {
+	if err := errors.Join(prepareVolumes(pod, d), bindSubPaths(pod, &pod.Spec.Containers[0], d)); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"disk", "memory"} {
@@ -115,18 +115,50 @@ func TestHostPathTypes(t *testing.T) {
 	}
 }
 
-func TestSubPathsStayInTheirVolume(t *testing.T) {
-	d := podDir{t.TempDir()}
-	if err := os.MkdirAll(d.volume("v"), 0o755); err != nil {
+func withSubPath(volume, sub string) *v1.Container {
+	return &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "other"}, {Name: volume, SubPath: sub}}}
+}
+
+// TestSubPathsAreThoseOfTheStart: an init container makes a file, which must not be a directory by then, or a symbolic link.
+func TestSubPathsAreThoseOfTheStart(t *testing.T) {
+	needRoot(t)
+	d, _ := makePodDir(t, t.TempDir(), "uid")
+	pod := &v1.Pod{Spec: v1.PodSpec{SecurityContext: &v1.PodSecurityContext{}, Volumes: []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}}}}}
+	if err := prepareVolumes(pod, d); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("/", filepath.Join(d.volume("v"), "out")); err != nil {
+	write(t, filepath.Join(d.volume("v"), "file"), "made by init")
+	bound := d.subPath("c", 1)
+	for range 2 { // the container starts again
+		if err := bindSubPaths(pod, withSubPath("v", "file"), d); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(bound); err != nil || string(text) != "made by init" {
+			t.Fatalf("the sub path holds %q: %v", text, err)
+		}
+	}
+	if err := bindSubPaths(pod, withSubPath("v", "new/directory"), d); err != nil {
 		t.Fatal(err)
 	}
-	pod := &v1.Pod{}
-	err := prepareSubPaths(pod, &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "v", SubPath: "out/etc"}}}, d)
-	if err == nil {
+	if source := mounts(pod, withSubPath("v", "new/directory"), d)[1].HostPath; source != bound {
+		t.Errorf("the engine is told %s, bound is %s", source, bound)
+	}
+	// Who changes the volume now does not change what is mounted.
+	if err := os.Rename(d.volume("v")+"/new", d.volume("v")+"/old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/", d.volume("v")+"/new"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(bound, "mark"), "")
+	if gone(d.volume("v") + "/old/directory/mark") {
+		t.Error("the bound sub path is another directory than was there")
+	}
+	if err := bindSubPaths(pod, withSubPath("v", "new/etc"), d); err == nil {
 		t.Error("a symbolic link led out of the volume")
+	}
+	if err := d.remove(); err != nil || !gone(d.Path) {
+		t.Errorf("the directory stays: %v", err)
 	}
 }
 

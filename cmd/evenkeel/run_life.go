@@ -230,6 +230,9 @@ func (r *podRun) start(ctx context.Context, c *v1.Container, attempt uint32) (id
 	if err != nil {
 		return "", err
 	}
+	if err := bindSubPaths(r.pod, c, r.dir); err != nil {
+		return "", err
+	}
 	if err := os.MkdirAll(r.dir.logs()+"/"+c.Name, 0o755); err != nil {
 		return "", fmt.Errorf("cannot make the log directory of container %s: %w", c.Name, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -17,10 +16,14 @@ import (
 // mounts lists what a container sees of the pod's volumes, and its /etc/hosts unless the manifest mounts one.
 func mounts(pod *v1.Pod, c *v1.Container, dir podDir) (list []*cri.Mount) {
 	hosts := true
-	for _, m := range c.VolumeMounts {
+	for i, m := range c.VolumeMounts {
+		source := volumePath(pod, dir, m.Name)
+		if m.SubPath != "" {
+			source = dir.subPath(c.Name, i)
+		}
 		list = append(list, &cri.Mount{
 			ContainerPath:     m.MountPath,
-			HostPath:          path.Join(volumePath(pod, dir, m.Name), m.SubPath),
+			HostPath:          source,
 			Readonly:          m.ReadOnly,
 			RecursiveReadOnly: m.RecursiveReadOnly != nil && *m.RecursiveReadOnly == v1.RecursiveReadOnlyEnabled,
 			Propagation:       propagation(m.MountPropagation),
@@ -84,8 +87,8 @@ func validateMounts(at string, c *v1.Container) error {
 	return nil
 }
 
-// prepareVolumes makes the pod's emptyDirs and checks or makes its host paths and sub paths. What it makes in the pod's own
-// directory goes with it; a host path that it made stays, as in a cluster.
+// prepareVolumes makes the pod's emptyDirs and checks or makes its host paths. What it makes in the pod's own directory goes
+// with it; a host path that it made stays, as in a cluster.
 func prepareVolumes(pod *v1.Pod, dir podDir) error {
 	for _, v := range pod.Spec.Volumes {
 		var err error
@@ -96,13 +99,6 @@ func prepareVolumes(pod *v1.Pod, dir podDir) error {
 		}
 		if err != nil {
 			return fmt.Errorf("cannot prepare volume %s: %w", v.Name, err)
-		}
-	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for _, c := range list {
-			if err := prepareSubPaths(pod, &c, dir); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -179,27 +175,6 @@ func checkKind(name string, kind v1.HostPathType) error {
 	}
 	if info.Mode().Type() != mode {
 		return fmt.Errorf("%s is not of type %s", name, kind)
-	}
-	return nil
-}
-
-// prepareSubPaths makes missing sub directories and refuses those that a symbolic link leads out of their volume.
-func prepareSubPaths(pod *v1.Pod, c *v1.Container, dir podDir) error {
-	for _, m := range c.VolumeMounts {
-		if m.SubPath == "" {
-			continue
-		}
-		root, err := os.OpenRoot(volumePath(pod, dir, m.Name))
-		if err != nil {
-			return fmt.Errorf("cannot open volume %s of container %s: %w", m.Name, c.Name, err)
-		}
-		_, err = root.Stat(filepath.Clean(m.SubPath))
-		if errors.Is(err, fs.ErrNotExist) {
-			err = root.MkdirAll(filepath.Clean(m.SubPath), 0o755)
-		}
-		if err := errors.Join(err, root.Close()); err != nil {
-			return fmt.Errorf("cannot use sub path %s of volume %s: %w", m.SubPath, m.Name, err)
-		}
 	}
 	return nil
 }
