@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -110,6 +111,9 @@ func (d podDir) remove() error {
 	if err := d.unmount(); err != nil {
 		return fmt.Errorf("cannot remove %s: %w", d.Path, err)
 	}
+	if err := d.nothingMounted(); err != nil {
+		return fmt.Errorf("cannot remove %s: %w", d.Path, err)
+	}
 	// The proof of ownership goes last, so that an interrupted removal can be taken up again.
 	list, err := entries(d.Path)
 	if err != nil {
@@ -124,6 +128,23 @@ func (d podDir) remove() error {
 		return fmt.Errorf("cannot remove the pod's directory: %w", err)
 	}
 	return os.RemoveAll(d.Path)
+}
+
+// nothingMounted guards what is not the pod's from its removal: a privileged container may have mounted a disk in a volume with
+// mountPropagation Bidirectional, and it stays when the container has gone.
+func (d podDir) nothingMounted() error {
+	path, err := filepath.EvalSymlinks(d.Path)
+	if err != nil {
+		return err
+	}
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
+	if err != nil {
+		return fmt.Errorf("cannot tell whether anything is mounted in it: %w", err)
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("%s (%s) is still mounted in it: unmount that first", left[0].Mountpoint, left[0].Source)
+	}
+	return nil
 }
 
 func (d podDir) checkOwner() error {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -156,6 +157,31 @@ func TestSubPathsAreThoseOfTheStart(t *testing.T) {
 	}
 	if err := bindSubPaths(pod, withSubPath("v", "new/etc"), d); err == nil {
 		t.Error("a symbolic link led out of the volume")
+	}
+	if err := d.remove(); err != nil || !gone(d.Path) {
+		t.Errorf("the directory stays: %v", err)
+	}
+}
+
+// TestMountsInVolumesAreNotDeleted: what somebody else mounted in a volume is not the pod's.
+func TestMountsInVolumesAreNotDeleted(t *testing.T) {
+	needRoot(t)
+	disk := t.TempDir()
+	write(t, filepath.Join(disk, "precious"), "")
+	d, _ := makePodDir(t, t.TempDir(), "uid")
+	at := filepath.Join(d.volume("v"), "disk")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(disk, at, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+	if err := d.remove(); err == nil || !strings.Contains(err.Error(), at) || gone(filepath.Join(disk, "precious")) {
+		t.Errorf("removal went on (%v), precious is gone: %v", err, gone(filepath.Join(disk, "precious")))
+	}
+	if err := unix.Unmount(at, 0); err != nil {
+		t.Fatal(err)
 	}
 	if err := d.remove(); err != nil || !gone(d.Path) {
 		t.Errorf("the directory stays: %v", err)
