@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func readManifest(name string, in io.Reader) (*v1.Pod, error) {
 // supported here, is an error that names it. Defaults are filled in as the API server does.
 func parseManifest(raw []byte) (*v1.Pod, error) {
 	pod := &v1.Pod{}
-	document, err := yaml.YAMLToJSONStrict(raw)
+	document, err := onlyDocument(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +59,56 @@ func parseManifest(raw []byte) (*v1.Pod, error) {
 	}
 	setDefaults(pod)
 	return pod, validatePod(pod)
+}
+
+// onlyDocument is the manifest as JSON. The parser reads the first document of a file and says nothing of others.
+func onlyDocument(raw []byte) ([]byte, error) {
+	var found [][]byte
+	for _, text := range documents(raw) {
+		document, err := yaml.YAMLToJSONStrict(text)
+		if err != nil {
+			return nil, err
+		}
+		if string(document) != "null" {
+			found = append(found, document)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, errors.New("it is empty")
+	case 1:
+		return found[0], nil
+	}
+	var titles []string
+	for _, document := range found {
+		var of struct {
+			Kind     string `json:"kind"`
+			Metadata struct {
+				Name string `json:"name"`
+			} `json:"metadata"`
+		}
+		json.UnmarshalCaseSensitivePreserveInts(document, &of) // what is no object has no title
+		titles = append(titles, of.Kind+"/"+of.Metadata.Name)
+	}
+	return nil, fmt.Errorf("it holds %d documents (%s): only a single Pod can be run, so give each a file of its own", len(found), strings.Join(titles, ", "))
+}
+
+// documents parts a YAML stream at its marks. Each part keeps its place in the file by empty lines, so that errors name the
+// lines that a reader sees.
+func documents(raw []byte) (parts [][]byte) {
+	var part []byte
+	lines := 0
+	for line := range bytes.Lines(raw) {
+		if bytes.HasPrefix(line, []byte("---")) || bytes.HasPrefix(line, []byte("...")) {
+			if rest := line[3:]; len(rest) == 0 || bytes.IndexByte([]byte(" \t\r\n"), rest[0]) >= 0 {
+				parts = append(parts, part)
+				part, line = bytes.Repeat([]byte("\n"), lines), append([]byte("   "), rest...)
+			}
+		}
+		part = append(part, line...)
+		lines++
+	}
+	return append(parts, part)
 }
 
 func setDefaults(pod *v1.Pod) {

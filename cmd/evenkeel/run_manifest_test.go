@@ -80,6 +80,30 @@ spec:
 	}
 }
 
+// TestOneDocument: of several, all but the first would be passed over in silence.
+func TestOneDocument(t *testing.T) {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: b}]}\n"
+	for text, want := range map[string]string{
+		pod:                           "",
+		"---\n" + pod + "---\n":       "",
+		"# of\n--- # a pod\n" + pod:   "",
+		"---\n# nothing\n---\n" + pod: "",
+		"--- {}\n---\n" + pod:         "2 documents (/, Pod/a)",
+		pod + "...\n" + pod:           "2 documents (Pod/a, Pod/a)",
+		pod + "---\r\nkind: Service\r\nmetadata: {name: s}\r\n": "2 documents (Pod/a, Service/s)",
+		pod + "---\n[1]\n":             "2 documents (Pod/a, /)",
+		"---\n":                        "it is empty",
+		"":                             "it is empty",
+		"---\n---\nkind: Pod\nkind: X": "line 4: key \"kind\" already set",
+		pod + "---\nkind: [":           "line 6",
+	} {
+		_, err := parseManifest([]byte(text))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestExpand(t *testing.T) {
 	values := map[string]string{"A": "1", "EMPTY": "", "B": "$(A)"}
 	for text, want := range map[string]string{
