@@ -58,8 +58,13 @@ func validateEnv(at string, c *v1.Container, pod *v1.Pod) error {
 		if problems := validation.IsEnvVarName(e.Name); len(problems) > 0 {
 			return fmt.Errorf("%s.name: %s", at, problems[0])
 		}
-		if e.ValueFrom == nil || e.ValueFrom.FieldRef == nil {
+		switch {
+		case e.ValueFrom == nil:
 			continue
+		case e.Value != "":
+			return fmt.Errorf("%s: value and valueFrom exclude each other", at)
+		case e.ValueFrom.FieldRef == nil:
+			return fmt.Errorf("%s.valueFrom: names no source; known is fieldRef", at)
 		}
 		if version := e.ValueFrom.FieldRef.APIVersion; version != "" && version != "v1" {
 			return fmt.Errorf("%s.valueFrom.fieldRef.apiVersion: %q is not v1", at, version)
@@ -77,7 +82,7 @@ func environment(c *v1.Container, f fields) ([]*cri.KeyValue, map[string]string,
 	values := map[string]string{}
 	for _, e := range c.Env {
 		value := expand(e.Value, values)
-		if e.ValueFrom != nil && e.ValueFrom.FieldRef != nil {
+		if e.ValueFrom != nil {
 			var err error
 			if value, err = f.get(e.ValueFrom.FieldRef.FieldPath); err != nil {
 				return nil, nil, fmt.Errorf("variable %s of container %s: %w", e.Name, c.Name, err)

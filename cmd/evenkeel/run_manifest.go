@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net/netip"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -214,8 +217,19 @@ func validateWords(pod *v1.Pod) error {
 	default:
 		return fmt.Errorf("spec.dnsPolicy: %q is none of Default, ClusterFirst, ClusterFirstWithHostNet, None", pod.Spec.DNSPolicy)
 	}
-	if *pod.Spec.TerminationGracePeriodSeconds < 0 {
-		return fmt.Errorf("spec.terminationGracePeriodSeconds: must not be negative")
+	if s := *pod.Spec.TerminationGracePeriodSeconds; s < 0 || s > math.MaxInt32 {
+		return fmt.Errorf("spec.terminationGracePeriodSeconds: %d is none of 0 to %d", s, math.MaxInt32)
+	}
+	if p := pod.Spec.SecurityContext.SupplementalGroupsPolicy; p != nil && *p != v1.SupplementalGroupsPolicyMerge && *p != v1.SupplementalGroupsPolicyStrict {
+		return fmt.Errorf("spec.securityContext.supplementalGroupsPolicy: %q is neither Merge nor Strict", *p)
+	}
+	if pod.Spec.OS != nil && pod.Spec.OS.Name != v1.Linux {
+		return fmt.Errorf("spec.os.name: %q does not run here, only linux", pod.Spec.OS.Name)
+	}
+	for i, alias := range pod.Spec.HostAliases {
+		if _, err := netip.ParseAddr(alias.IP); err != nil {
+			return fmt.Errorf("spec.hostAliases[%d].ip: %q is no address", i, alias.IP)
+		}
 	}
 	if pod.Spec.HostPID && pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace {
 		return fmt.Errorf("spec.shareProcessNamespace: excludes hostPID")
@@ -288,6 +302,11 @@ func validateContainer(at string, c *v1.Container, pod *v1.Pod, volumes map[stri
 	if c.Image == "" {
 		return fmt.Errorf("%s.image: is needed", at)
 	}
+	switch c.ImagePullPolicy {
+	case "", v1.PullAlways, v1.PullIfNotPresent, v1.PullNever:
+	default:
+		return fmt.Errorf("%s.imagePullPolicy: %q is none of Always, IfNotPresent, Never", at, c.ImagePullPolicy)
+	}
 	mounted := map[string]bool{}
 	for i, m := range c.VolumeMounts {
 		at := fmt.Sprintf("%s.volumeMounts[%d]", at, i)
@@ -306,6 +325,9 @@ func validateContainer(at string, c *v1.Container, pod *v1.Pod, volumes map[stri
 	if err := validateEnv(at, c, pod); err != nil {
 		return err
 	}
+	if err := validateResources(at, c); err != nil {
+		return err
+	}
 	return validateSecurity(at, c, pod)
 }
 
@@ -320,25 +342,43 @@ func hasDotDot(p string) bool {
 
 func validatePorts(pod *v1.Pod) error {
 	taken := map[string]string{}
-	for i, c := range pod.Spec.Containers {
-		for j, p := range c.Ports {
-			at := fmt.Sprintf("spec.containers[%d].ports[%d]", i, j)
-			switch {
-			case p.ContainerPort < 1 || p.ContainerPort > 65535:
-				return fmt.Errorf("%s.containerPort: %d is no port", at, p.ContainerPort)
-			case p.HostPort < 0 || p.HostPort > 65535:
-				return fmt.Errorf("%s.hostPort: %d is no port", at, p.HostPort)
-			case pod.Spec.HostNetwork && p.HostPort != 0 && p.HostPort != p.ContainerPort:
-				return fmt.Errorf("%s.hostPort: must equal containerPort with hostNetwork", at)
-			case p.HostPort == 0:
-				continue
-			}
-			key := fmt.Sprintf("%s/%s/%d", p.Protocol, p.HostIP, p.HostPort)
-			if other := taken[key]; other != "" {
-				return fmt.Errorf("%s.hostPort: %d is taken by %s", at, p.HostPort, other)
-			}
-			taken[key] = at
+	for i := range pod.Spec.InitContainers {
+		if err := validateContainerPorts(fmt.Sprintf("spec.initContainers[%d]", i), &pod.Spec.InitContainers[i], pod, taken); err != nil {
+			return err
 		}
+	}
+	for i := range pod.Spec.Containers {
+		if err := validateContainerPorts(fmt.Sprintf("spec.containers[%d]", i), &pod.Spec.Containers[i], pod, taken); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validateContainerPorts notes in taken which ports of the machine the container has.
+func validateContainerPorts(at string, c *v1.Container, pod *v1.Pod, taken map[string]string) error {
+	for i, p := range c.Ports {
+		at := fmt.Sprintf("%s.ports[%d]", at, i)
+		_, notAddress := netip.ParseAddr(p.HostIP)
+		switch {
+		case p.ContainerPort < 1 || p.ContainerPort > 65535:
+			return fmt.Errorf("%s.containerPort: %d is no port", at, p.ContainerPort)
+		case p.HostPort < 0 || p.HostPort > 65535:
+			return fmt.Errorf("%s.hostPort: %d is no port", at, p.HostPort)
+		case !slices.Contains([]v1.Protocol{v1.ProtocolTCP, v1.ProtocolUDP, v1.ProtocolSCTP}, p.Protocol):
+			return fmt.Errorf("%s.protocol: %q is none of TCP, UDP, SCTP", at, p.Protocol)
+		case p.HostIP != "" && notAddress != nil:
+			return fmt.Errorf("%s.hostIP: %q is no address", at, p.HostIP)
+		case pod.Spec.HostNetwork && p.HostPort != 0 && p.HostPort != p.ContainerPort:
+			return fmt.Errorf("%s.hostPort: must equal containerPort with hostNetwork", at)
+		case p.HostPort == 0 || !slices.Contains(longRunning(pod), c):
+			continue
+		}
+		key := fmt.Sprintf("%s/%s/%d", p.Protocol, p.HostIP, p.HostPort)
+		if other := taken[key]; other != "" {
+			return fmt.Errorf("%s.hostPort: %d is taken by %s", at, p.HostPort, other)
+		}
+		taken[key] = at
 	}
 	return nil
 }

@@ -68,8 +68,9 @@ func podLabels(pod *v1.Pod) map[string]string {
 	return labels
 }
 
+// portMappings are those of the containers that run at the same time: an init container may name the port of a later one.
 func portMappings(pod *v1.Pod) (list []*cri.PortMapping) {
-	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+	for _, c := range longRunning(pod) {
 		for _, p := range c.Ports {
 			list = append(list, &cri.PortMapping{
 				Protocol:      cri.Protocol(cri.Protocol_value[string(p.Protocol)]),

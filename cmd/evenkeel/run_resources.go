@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -26,6 +28,22 @@ func resources(c *v1.Container) *cri.LinuxContainerResources {
 		r.MemoryLimitInBytes, r.MemorySwapLimitInBytes = limit, limit
 	}
 	return r
+}
+
+func validateResources(at string, c *v1.Container) error {
+	for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
+		limit, limited := c.Resources.Limits[name]
+		request := c.Resources.Requests[name]
+		switch {
+		case limit.Sign() < 0:
+			return fmt.Errorf("%s.resources.limits.%s: %s is negative", at, name, &limit)
+		case request.Sign() < 0:
+			return fmt.Errorf("%s.resources.requests.%s: %s is negative", at, name, &request)
+		case limited && request.Cmp(limit) > 0:
+			return fmt.Errorf("%s.resources.requests.%s: %s is more than the limit, %s", at, name, &request, &limit)
+		}
+	}
+	return nil
 }
 
 func cpuShares(milli int64) int64 {
