@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -23,29 +25,43 @@ func exportCommand() *cobra.Command {
 			if f, ok := c.OutOrStdout().(*os.File); to == "-" && ok && term.IsTerminal(int(f.Fd())) {
 				return errors.New("an archive is nothing for a terminal; name a file with --to")
 			}
-			e, err := t.connect(c.Context())
+			// Ctrl-C must not leave the half of an archive beside the name that was asked for.
+			ctx, end := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+			defer end()
+			e, err := t.connect(ctx)
 			if err != nil {
 				return err
 			}
 			defer e.Close()
 			err = writeArchive(to, c.OutOrStdout(), func(w io.Writer) error {
-				return operator.Client{Conn: e.conn}.Export(c.Context(), operator.ExportRequest{Images: refs, Compression: compression}, w)
+				return operator.Client{Conn: e.conn}.Export(ctx, operator.ExportRequest{Images: refs, Compression: compression}, w)
 			})
+			if ctx.Err() != nil {
+				return exitCode(130)
+			}
 			if err != nil {
 				return unlessSaid("cannot export", err)
 			}
 			return nil
 		},
 	}
-	c.Flags().StringVar(&to, "to", "-", "file, replaced when the archive is whole; -: standard output")
+	c.Flags().StringVar(&to, "to", "-", "file, replaced when the archive is whole, or a pipe or device; -: standard output")
 	c.Flags().StringVar(&compression, "compress", "", "gzip or zstd (default: neither)")
 	return t.register(c)
 }
 
-// writeArchive leaves no half archive under the name that was asked for.
+// writeArchive leaves no half archive under the name that was asked for. A pipe, a device or a link such as /dev/stdout is written
+// to: a file must not take its place.
 func writeArchive(to string, out io.Writer, write func(io.Writer) error) error {
 	if to == "-" {
 		return write(out)
+	}
+	if info, err := os.Lstat(to); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(to, os.O_WRONLY|os.O_TRUNC, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
 	}
 	f, err := os.CreateTemp(filepath.Dir(to), ".export-*")
 	if err != nil {
