@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,7 +29,7 @@ const configFile = "/etc/evenkeel/config.toml"
 
 // config is /etc/evenkeel/config.toml. Keys are added, never renamed; the zero value of none is special.
 type config struct {
-	Version  int    `toml:"version"`
+	Version  int    `toml:"version" comment:"of this file's format"`
 	Root     string `toml:"root" comment:"what survives a reboot: images, records, writable layers"`
 	State    string `toml:"state" comment:"what does not: sockets, namespaces, mounts; best on tmpfs"`
 	Listen   string `toml:"listen" comment:"the socket of the CRI"`
@@ -48,8 +50,8 @@ type config struct {
 
 type networkConfig struct {
 	Mode    string        `toml:"mode" comment:"auto (CNI, waits for a conflist), cni or builtin"`
-	ConfDir string        `toml:"cni_conf_dir"`
-	BinDirs []string      `toml:"cni_bin_dirs"`
+	ConfDir string        `toml:"cni_conf_dir" comment:"where network definitions are, the first by name counts"`
+	BinDirs []string      `toml:"cni_bin_dirs" comment:"where the plugins are that they name"`
 	CNI     cniConfig     `toml:"cni"`
 	Builtin builtinConfig `toml:"builtin"`
 }
@@ -284,8 +286,44 @@ func (c cgroupConfig) check() error {
 	return nil
 }
 
+func parseLevel(text string) (l slog.Level, err error) {
+	if err := l.UnmarshalText([]byte(text)); err != nil {
+		return l, fmt.Errorf("log_level = %q: choose debug, info, warn or error", text)
+	}
+	return l, nil
+}
+
 func (l logsConfig) parse() (shim.LogPolicy, error) {
 	return sandbox.ParseLogPolicy(shim.LogPolicy{}, l.Policy, l.Rate, l.Max)
+}
+
+// check finds what the first pod would else fail of.
+func (b builtinConfig) check() error {
+	families := map[bool]int{}
+	for _, p := range b.Subnets {
+		families[p.Addr().Is4()]++
+	}
+	switch {
+	case families[true] > 1 || families[false] > 1:
+		return fmt.Errorf("network.builtin.subnets = %v: at most one IPv4 and one IPv6 prefix are possible", b.Subnets)
+	case len(b.Bridge) > 15:
+		return fmt.Errorf("network.builtin.bridge = %q: a device's name has at most 15 bytes", b.Bridge)
+	}
+	return notNegative("network.builtin.mtu", int64(b.MTU))
+}
+
+func notNegative(key string, n int64) error {
+	if n < 0 {
+		return fmt.Errorf("%s = %d: must not be negative", key, n)
+	}
+	return nil
+}
+
+func checkTCP(key, address string) error {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return fmt.Errorf("%s = %q: host:port is wanted: %w", key, address, err)
+	}
+	return nil
 }
 
 // check finds values that cannot work before anything is started with them.
@@ -295,13 +333,35 @@ func (c *config) check() error {
 		return fmt.Errorf("version = %d in the configuration: this program reads version 1", c.Version)
 	case !filepath.IsAbs(c.Root) || !filepath.IsAbs(c.State):
 		return fmt.Errorf("root %q and state %q must be absolute paths", c.Root, c.State)
-	case !strings.HasPrefix(c.Listen, "unix://"):
+	case !strings.HasPrefix(c.Listen, "unix:///"):
 		return fmt.Errorf("listen = %q: only unix:///path is possible", c.Listen)
 	case !slices.Contains([]string{"auto", "cni", "builtin"}, c.Network.Mode):
 		return fmt.Errorf("network.mode = %q: choose auto, cni or builtin", c.Network.Mode)
 	}
+	if _, err := parseLevel(c.LogLevel); err != nil {
+		return err
+	}
 	if _, _, err := c.Network.CNI.parse(); err != nil {
 		return err
+	}
+	if err := c.Network.Builtin.check(); err != nil {
+		return err
+	}
+	if err := errors.Join(
+		notNegative("images.max_layer_bytes", c.Images.MaxBytes), notNegative("images.max_layer_entries", c.Images.MaxFiles),
+		notNegative("images.parallel_layers", int64(c.Images.Parallel)),
+	); err != nil {
+		return err
+	}
+	if err := checkTCP("streaming.address", c.Stream.Address); err != nil {
+		return err
+	}
+	if a := c.Metrics.Address; strings.HasPrefix(a, "unix://") && !strings.HasPrefix(a, "unix:///") {
+		return fmt.Errorf("metrics.address = %q: the path of the socket must be absolute", a)
+	} else if a != "" && !strings.HasPrefix(a, "unix://") {
+		if err := checkTCP("metrics.address", a); err != nil {
+			return err
+		}
 	}
 	if err := c.Cgroup.check(); err != nil {
 		return err
@@ -314,6 +374,11 @@ func (c *config) check() error {
 	}
 	if err := c.NRI.check(); err != nil {
 		return err
+	}
+	for name, r := range c.Handler {
+		if r.Create < 0 {
+			return fmt.Errorf("runtimes.%s.create_timeout = %s: must not be negative", name, time.Duration(r.Create))
+		}
 	}
 	if _, ok := c.Handler[c.Runtime]; !ok {
 		return fmt.Errorf("default_runtime = %q is not among [runtimes.*]", c.Runtime)
