@@ -45,6 +45,8 @@ func serveCommand() *cobra.Command {
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
+		// A second Ctrl-C ends what takes too long to stop. SIGTERM does not: scripts and managers may send it more than once.
+		context.AfterFunc(ctx, func() { signal.Reset(syscall.SIGINT) })
 		return serve(ctx, loaded)
 	}
 	return command
