@@ -31,6 +31,7 @@ func leftoversCommand() *cobra.Command {
 		Short: "Look for what belongs to no pod: processes, mounts, cgroups, units, devices, rules, directories",
 		Long: "Look for what belongs to no pod: processes, mounts, namespaces, cgroups, systemd units, network devices and rules, directories.\n" +
 			"A running engine is asked what it knows to be its own; without one, everything that an engine made is a leftover.\n" +
+			"The engine is the one at --address or EVENKEEL_ADDRESS, else the one of the configuration or of --root and --state.\n" +
 			"The exit code is 1 when anything is found.",
 		Args: cobra.NoArgs,
 	}
@@ -49,7 +50,8 @@ func leftoversCommand() *cobra.Command {
 		if f.Changed("state") {
 			config.State = flags.State
 		}
-		found, err := t.leftovers(c.Context(), config, f.Changed("address") || !(f.Changed("root") || f.Changed("state")))
+		byHand := f.Changed("root") || f.Changed("state")
+		found, err := t.leftovers(c.Context(), config, f.Changed("address") || !byHand)
 		if err != nil {
 			return err
 		}
@@ -61,9 +63,13 @@ func leftoversCommand() *cobra.Command {
 // leftovers asks the engine where there is one. Directories given by hand mean the engine that used them, and not
 // whichever answers at the default socket.
 func (t *tool) leftovers(ctx context.Context, c config, ask bool) ([]finding, error) {
-	instance, live, uids, err := instanceOf(c), map[string]bool{}, map[string]bool{}, error(nil)
+	instance, live, uids := instanceOf(c), map[string]bool{}, map[string]bool{}
+	answered, err := false, error(nil)
 	if ask {
-		instance, live, uids, err = t.inventory(ctx, instance)
+		instance, live, uids, answered, err = t.inventory(ctx, instance, c.Listen)
+	}
+	if err == nil && !answered {
+		err = nobodyRuns(instance.State)
 	}
 	if err != nil {
 		return nil, err
@@ -88,38 +94,67 @@ func (t *tool) leftovers(ctx context.Context, c config, ask bool) ([]finding, er
 	return found, err
 }
 
-// inventory is the running engine's own account, or nothing when no engine runs at all.
-func (t *tool) inventory(ctx context.Context, fallback leftovers.Instance) (_ leftovers.Instance, live, uids map[string]bool, err error) {
+// nobodyRuns is an error when an engine works on the state directory, since what its pods need is no leftover. The lock is looked
+// for and not tried, which could turn away an engine that starts just now.
+func nobodyRuns(state string) error {
+	lock, err := filepath.EvalSymlinks(filepath.Join(state, "lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tell whether an engine runs: %w", err)
+	}
+	descriptors, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return err
+	}
+	for _, d := range descriptors {
+		if file, err := os.Readlink(d); err == nil && file == lock {
+			return fmt.Errorf("an engine works on %s (process %s) and has not been asked what is its own: name its socket with --address", state, strings.Split(d, "/")[2])
+		}
+	}
+	return nil
+}
+
+// inventory is the running engine's own account. When no engine runs at all, which is not an error, it has not answered.
+func (t *tool) inventory(ctx context.Context, fallback leftovers.Instance, listen string) (_ leftovers.Instance, live, uids map[string]bool, answered bool, err error) {
+	if t.Address == "" && os.Getenv("EVENKEEL_ADDRESS") == "" {
+		t.Address = listen
+	}
 	path, err := socketPath(t.address())
 	if err != nil {
-		return fallback, nil, nil, err
+		return fallback, nil, nil, false, err
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return fallback, map[string]bool{}, map[string]bool{}, nil
+		if t.address() != listen {
+			// Another engine's directories would be searched, and its pods be found.
+			return fallback, nil, nil, false, fmt.Errorf("%w; or tell what that engine used, with --root and --state", noEngine(t.address(), err))
+		}
+		return fallback, map[string]bool{}, map[string]bool{}, false, nil
 	}
 	e, err := t.connect(ctx)
 	if err != nil {
-		return fallback, nil, nil, err
+		return fallback, nil, nil, false, err
 	}
 	defer e.Close()
 	if uids, err = e.uids(ctx); err != nil {
-		return fallback, nil, nil, err
+		return fallback, nil, nil, false, err
 	}
 	answer, err := operator.Client{Conn: e.conn}.Inventory(ctx)
 	if err != nil {
-		return fallback, nil, nil, fmt.Errorf("cannot ask the engine what is its own: %w", err)
+		return fallback, nil, nil, false, fmt.Errorf("cannot ask the engine what is its own: %w", err)
 	}
 	instance := fallback
 	if len(answer.Instance) > 0 {
 		if err := json.Unmarshal(answer.Instance, &instance); err != nil {
-			return fallback, nil, nil, fmt.Errorf("cannot read the engine's inventory: %w", err)
+			return fallback, nil, nil, false, fmt.Errorf("cannot read the engine's inventory: %w", err)
 		}
 	}
 	live = map[string]bool{}
 	for _, id := range append(answer.Pods, answer.Containers...) {
 		live[id] = true
 	}
-	return instance, live, uids, nil
+	return instance, live, uids, true, nil
 }
 
 func (t *tool) printFindings(c *cobra.Command, found []finding) error {
