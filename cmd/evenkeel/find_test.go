@@ -97,3 +97,17 @@ func idsOrError(list []*cri.Container, err error) string {
 	}
 	return strings.Join(ids, ",")
 }
+
+func TestContainersNamed(t *testing.T) {
+	w := testWorld()
+	if all, err := w.containersNamed(nil); err != nil || all != nil {
+		t.Errorf("without names: %v, %v", all, err)
+	}
+	got, err := w.containersNamed([]string{"probe", "bb"})
+	if err != nil || len(got) != 5 || !got["cc05"] || !got["cc02"] || got["cc04"] {
+		t.Errorf("probe and all of pod bb33: %v, %v", got, err)
+	}
+	if _, err := w.containersNamed([]string{"probe", "nope"}); err == nil {
+		t.Error("nobody is called nope")
+	}
+}

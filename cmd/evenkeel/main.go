@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
 		}
 	}
 	add("engine", serveCommand(), versionCommand())
-	add("pods", runCommand(), podsCommand(), psCommand(), inspectCommand(), explainCommand(), logsCommand(), execCommand(), attachCommand(), stopCommand(), rmCommand())
+	add("pods", runCommand(), podsCommand(), psCommand(), statsCommand(), inspectCommand(), explainCommand(), logsCommand(), execCommand(), attachCommand(), stopCommand(), rmCommand())
 	add("images", imagesCommand(), pullCommand(), importCommand(), exportCommand(), rmiCommand(), fsckCommand())
 	add("machine", checkCommand(), configCommand(), leftoversCommand())
 	return root
