@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -70,6 +71,10 @@ func (e *engine) explain(ctx context.Context, ref string) (*explanation, error) 
 	}
 	if err == nil {
 		return e.explainPod(ctx, at)
+	}
+	var missing notFound
+	if !errors.As(err, &missing) { // of several that live, none that is gone is meant
+		return nil, err
 	}
 	gone, askErr := e.goneNamed(ctx, ref)
 	if askErr != nil {

@@ -60,6 +60,13 @@ func podName(p *cri.PodSandbox) string {
 	return p.GetMetadata().GetNamespace() + "/" + p.GetMetadata().GetName()
 }
 
+// notFound is what an operator typed and nothing fits to.
+type notFound string
+
+func (ref notFound) Error() string {
+	return fmt.Sprintf("no pod or container is called %q and no id starts with it", string(ref))
+}
+
 // find resolves what an operator typed: a full id, a pod's name (web or default/web), a container's name, or the start of
 // an id, in this order. Of several attempts of one container, or of one pod, the newest is meant. A pod wins over its own
 // container of the same name. Anything else that fits twice is an error that lists the candidates.
@@ -73,7 +80,7 @@ func (w *world) find(ref string) (target, error) {
 			return target{}, w.ambiguous(ref, found)
 		}
 	}
-	return target{}, fmt.Errorf("no pod or container is called %q and no id starts with it", ref)
+	return target{}, notFound(ref)
 }
 
 func (w *world) byID(ref string) []target {

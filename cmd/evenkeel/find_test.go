@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -58,7 +59,15 @@ func TestFind(t *testing.T) {
 			t.Errorf("find(%q): %s, want %s", ref, got, want)
 		}
 	}
+	// explain looks among pods that are gone only for what nobody is called.
+	var missing notFound
+	if _, err := testWorld().find("nope"); !errors.As(err, &missing) {
+		t.Errorf("%T is not told from an ambiguous name", err)
+	}
 	_, err := testWorld().find("server")
+	if errors.As(err, &missing) {
+		t.Error("an ambiguous name counts as unknown")
+	}
 	for _, candidate := range []string{"container cc04 server of pod default/web", "container cc06 server of pod shop/web"} {
 		if !strings.Contains(err.Error(), candidate) {
 			t.Errorf("%q is missing in: %v", candidate, err)
