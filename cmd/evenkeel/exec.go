@@ -53,6 +53,9 @@ func (t *tool) exec(c *cobra.Command, ref string, command []string, o execOption
 	if t.json() && (o.stdin || o.tty) {
 		return errors.New("--output json collects the output: it does not go with -i and -t")
 	}
+	if o.timeout != 0 && !t.json() {
+		return errors.New("--timeout goes with --output json only: a session has none")
+	}
 	ctx := c.Context()
 	e, err := t.connect(ctx)
 	if err != nil {
