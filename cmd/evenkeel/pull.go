@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -41,15 +42,16 @@ func pullCommand() *cobra.Command {
 				return err
 			}
 			defer e.Close()
-			var images []fetched
-			for _, ref := range refs {
+			images, failed := []fetched{}, []error{}
+			for _, ref := range refs { // one that fails keeps none from the others, as with stop, rm and rmi
 				image, err := e.pull(c.Context(), operator.PullRequest{Image: ref, Platform: platform, Auth: auth}, c.ErrOrStderr())
 				if err != nil {
-					return err
+					failed = append(failed, err)
+					continue
 				}
 				images = append(images, image)
 			}
-			return t.printFetched(c.OutOrStdout(), images)
+			return errors.Join(append(failed, t.printFetched(c.OutOrStdout(), images))...)
 		},
 	}
 	c.Flags().StringVar(&platform, "platform", "", "os/arch[/variant] (default: this machine's)")
