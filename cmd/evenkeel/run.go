@@ -19,8 +19,9 @@ const runHelp = `Run a Kubernetes Pod manifest on this machine, without a kubele
 
 The images are pulled, the init containers run one after the other, the containers start together, and their logs are
 shown until all of them have ended. Ctrl-C stops the pod within its terminationGracePeriodSeconds and removes it with its
-volumes and logs; a second Ctrl-C kills it. A pod that ends by itself is kept, stopped, for a look at its logs, unless
---rm is given. The exit code is that of the first container that failed; 130 after Ctrl-C.
+volumes and logs; a second Ctrl-C kills it. So does the loss of the terminal, or of the reader of the output. A pod that
+ends by itself is kept, stopped, for a look at its logs, unless --rm is given. The exit code is that of the first container
+that failed; 130 after Ctrl-C; 1 when the pod could not be run.
 
 Containers restart by restartPolicy as long as this command runs, after 1s, 2s, 4s and so on up to 5m; ten minutes
 without a failure start the count anew. A pod that is left running with --detach has nobody to restart its containers.
@@ -83,24 +84,35 @@ func (t *tool) run(c *cobra.Command, file string, o runOptions) error {
 	return r.run(ctx)
 }
 
-// interrupts gives a context that ends at the first SIGINT or SIGTERM and a channel that closes at the second.
+// interrupts gives a context that ends at the first SIGINT or SIGTERM and a channel that closes at the second. The loss of the
+// terminal, or of the reader of the output, ends the context, too: nobody would be there to stop the pod, or to restart its containers.
 func interrupts(parent context.Context) (ctx context.Context, kill <-chan struct{}, end func()) {
 	ctx, cancel := context.WithCancel(parent)
-	signals := make(chan os.Signal, 2)
+	signals, losses := make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(losses, syscall.SIGPIPE) // each further write to a broken pipe sends one
+	if !signal.Ignored(syscall.SIGHUP) {   // as under nohup
+		signal.Notify(losses, syscall.SIGHUP)
+	}
 	second, quit := make(chan struct{}), make(chan struct{})
 	go func() {
-		for _, act := range []func(){cancel, func() { close(second) }} {
+		for {
 			select {
 			case <-signals:
-				act()
+				if ctx.Err() != nil {
+					close(second)
+					return
+				}
+			case <-losses:
 			case <-quit:
 				return
 			}
+			cancel()
 		}
 	}()
 	return ctx, second, func() {
 		signal.Stop(signals)
+		signal.Stop(losses)
 		close(quit)
 		cancel()
 	}
