@@ -134,6 +134,25 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestProgressOfManyLayers: a terminal scrolls what does not fit, and no cursor goes back there.
+func TestProgressOfManyLayers(t *testing.T) {
+	var out bytes.Buffer
+	p := newProgress(&out)
+	p.width, p.height = 80, 4
+	for i := range 6 {
+		phase := "downloading"
+		if i == 4 {
+			phase = "done"
+		}
+		p.update(operator.Progress{Layer: fmt.Sprint("layer", i), Phase: phase, Total: 10})
+	}
+	out.Reset()
+	p.draw()
+	if text := out.String(); !strings.HasPrefix(text, "\x1b[3A") || strings.Count(text, "\n") != 3 || strings.Contains(text, "layer4") || !strings.Contains(text, "layer5") {
+		t.Errorf("%q is not three lines of layers under way, drawn over three", text)
+	}
+}
+
 func TestLogPrinter(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	line := func(stream, text string, partial bool) logLine { return logLine{at, stream, partial, []byte(text)} }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 type progress struct {
 	w      io.Writer
 	width  int // of the terminal; 0: not one
+	height int // of the terminal
 	order  []string
 	layers map[string]operator.Progress
 	drawn  int // lines on the screen that are ours
@@ -25,7 +27,7 @@ type progress struct {
 func newProgress(w io.Writer) *progress {
 	p := &progress{w: w, layers: map[string]operator.Progress{}}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.width, _, _ = term.GetSize(int(f.Fd()))
+		p.width, p.height, _ = term.GetSize(int(f.Fd()))
 	}
 	return p
 }
@@ -65,11 +67,31 @@ func (p *progress) draw() {
 	if p.drawn > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", p.drawn)
 	}
-	for _, layer := range p.order {
+	shown := p.shown()
+	for _, layer := range shown {
 		b.WriteString("\r\x1b[2K" + bar(p.layers[layer], p.width) + "\n")
 	}
-	p.drawn, p.at = len(p.order), time.Now()
+	p.drawn, p.at = len(shown), time.Now()
 	io.WriteString(p.w, b.String())
+}
+
+// shown are as many layers as the terminal has room for, since no cursor goes back to a line that has left it: the last ones
+// that are not done, after those that are.
+func (p *progress) shown() []string {
+	room := max(p.height-1, 1)
+	if len(p.order) <= room {
+		return p.order
+	}
+	list := slices.Clone(p.order)
+	slices.SortStableFunc(list, func(a, b string) int { return rank(p.layers[b].Phase) - rank(p.layers[a].Phase) })
+	return list[len(list)-room:]
+}
+
+func rank(phase string) int {
+	if isFinal(phase) {
+		return 1
+	}
+	return 0
 }
 
 // bar is one layer in at most width columns: id, phase, bar, bytes.
