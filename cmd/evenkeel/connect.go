@@ -159,11 +159,24 @@ var wrapping = regexp.MustCompile(`rpc error: code = \w+ desc = `)
 // plain is the text of an error without gRPC's wrapping.
 func plain(err error) string { return wrapping.ReplaceAllString(err.Error(), "") }
 
-// unlessSaid puts what was being done before an error of the engine that does not say so itself.
+// unlessSaid puts what was being done before an error of the engine that does not say so itself. One that says no more than what
+// was being done, since the name stays here, gets the name.
 func unlessSaid(what string, err error) error {
-	verb := strings.Join(strings.SplitN(what, " ", 3)[:2], " ")
-	if strings.HasPrefix(plain(err), verb) {
+	verb, said := strings.Join(strings.SplitN(what, " ", 3)[:2], " "), plain(err)
+	if why, found := strings.CutPrefix(said, verb+": "); found {
+		return retold{what + ": " + why, err}
+	}
+	if strings.HasPrefix(said, verb) {
 		return err
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// retold is an error in other words.
+type retold struct {
+	text string
+	err  error
+}
+
+func (r retold) Error() string { return r.text }
+func (r retold) Unwrap() error { return r.err }

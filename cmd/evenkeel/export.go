@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -40,7 +41,7 @@ func exportCommand() *cobra.Command {
 				return exitCode(130)
 			}
 			if err != nil {
-				return unlessSaid("cannot export", err)
+				return unlessSaid("cannot export "+strings.Join(refs, ", "), err)
 			}
 			return nil
 		},

@@ -34,6 +34,7 @@ func TestPlain(t *testing.T) {
 func TestUnlessSaid(t *testing.T) {
 	for said, want := range map[string]string{
 		"cannot pull a: 404": "cannot pull a: 404",
+		"cannot pull: full":  "cannot pull a: full", // the engine does not know what a file is called, for one
 		"connection lost":    "cannot pull a: connection lost",
 	} {
 		if got := plain(unlessSaid("cannot pull a", status.Error(codes.Unknown, said))); got != want {
