@@ -29,7 +29,7 @@ func checkCommand() *cobra.Command {
 		Short: "Tell what this machine lacks to run pods, and how to get it",
 		Long: "Tell what this machine lacks to run pods, and how to get it. No engine needs to run.\n" +
 			"The exit code is 1 when something is missing without which pods cannot run.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	flags.register(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -80,7 +80,7 @@ func configCommand() *cobra.Command {
 		Short: "Print the configuration, and where each value comes from",
 		Long: "Print what `evenkeel serve` would work with, given the same flags, and where each value comes from: a file, a flag,\n" +
 			"or the program's defaults. What is printed is a configuration file itself. No engine needs to run.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			loaded, from, err := flags.load()
 			if err != nil {
@@ -116,7 +116,7 @@ func (t *tool) printSettings(c *cobra.Command, list []setting) error {
 
 func configDefaultCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "default", Short: "Print the defaults, with what each key means, as a configuration file", Args: cobra.NoArgs,
+		Use: "default", Short: "Print the defaults, with what each key means, as a configuration file", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var text bytes.Buffer
 			if err := toml.NewEncoder(&text).Encode(defaultConfig()); err != nil {

@@ -20,7 +20,7 @@ func fsckCommand() *cobra.Command {
 		Long: "Read every image layer from disk and compare it with what was unpacked, while pods run.\n\n" +
 			"Images with a damaged layer are no longer listed. With --repair that layer alone is fetched again; pods that stand on\n" +
 			"the damaged one keep it until they are started again. Exit status 1: something is damaged or could not be repaired.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: t.asking(func(c *cobra.Command, e *engine, _ []string) error {
 			r, err := operator.Client{Conn: e.conn}.Check(c.Context(), operator.CheckRequest{Repair: repair})
 			if err != nil {

@@ -35,7 +35,7 @@ func imagesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "images",
 		Short: "List the images",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE:  listing(&t, &l, (*engine).imageRows, func(r imageRow) string { return r.ID }, imageTable),
 	}
 	l.register(c, "print whole ids, and digests")

@@ -33,7 +33,7 @@ func leftoversCommand() *cobra.Command {
 			"A running engine is asked what it knows to be its own; without one, everything that an engine made is a leftover.\n" +
 			"The engine is the one at --address or EVENKEEL_ADDRESS, else the one of the configuration or of --root and --state.\n" +
 			"The exit code is 1 when anything is found.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	f := c.Flags()
 	f.StringVar(&file, "config", "", "without a running engine: its configuration file (default "+configFile+")")

@@ -30,6 +30,7 @@ func execute(args []string, in io.Reader, out, errOut io.Writer) int {
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
+	nameUsage(root)
 	err := root.Execute()
 	var code exitCode
 	switch {
@@ -40,6 +41,33 @@ func execute(args []string, in io.Reader, out, errOut io.Writer) int {
 	}
 	fmt.Fprintln(errOut, "evenkeel:", plain(err))
 	return 1
+}
+
+// nameUsage has every error about arguments and flags say how the command is used.
+func nameUsage(c *cobra.Command) {
+	told := func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w\nusage: %s; see %s --help", err, c.UseLine(), c.CommandPath())
+	}
+	c.SetFlagErrorFunc(told)
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return told(c, err)
+			}
+			return nil
+		}
+	}
+	for _, below := range c.Commands() {
+		nameUsage(below)
+	}
+}
+
+// noArgs is cobra.NoArgs, which takes an argument for a command that it does not know.
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("takes no argument, received %q", args[0])
+	}
+	return nil
 }
 
 func rootCommand() *cobra.Command {

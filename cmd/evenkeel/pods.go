@@ -32,7 +32,7 @@ func podsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "pods",
 		Short: "List the pods",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE:  listing(&t, &l, (*engine).podRows, func(r podRow) string { return r.ID }, podTable),
 	}
 	l.register(c, "print whole ids")

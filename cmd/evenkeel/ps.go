@@ -37,7 +37,7 @@ func psCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ps",
 		Short: "List the containers",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE:  listing(&t, &l, func(e *engine, ctx context.Context) ([]containerRow, error) { return e.containerRows(ctx, all) }, func(r containerRow) string { return r.ID }, containerTable),
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "list containers that are not running, too")

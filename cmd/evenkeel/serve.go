@@ -34,7 +34,7 @@ import (
 func serveCommand() *cobra.Command {
 	var flags configFlags
 	command := &cobra.Command{
-		Use: "serve", Short: "Serve the Container Runtime Interface", Args: cobra.NoArgs,
+		Use: "serve", Short: "Serve the Container Runtime Interface", Args: noArgs,
 		Long: "Serve the Container Runtime Interface. No configuration is needed; flags override " + configFile + ".",
 	}
 	flags.register(command)

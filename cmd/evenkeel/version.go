@@ -30,7 +30,7 @@ func versionCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program and of the running engine",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			v := versions{Client: version, Go: runtime.Version(), Arch: runtime.GOARCH}
 			if running, err := t.engineVersion(c.Context()); err == nil {
