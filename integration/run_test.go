@@ -103,6 +103,26 @@ volumes: [{name: v}]
 	}
 	n.nothingRuns()
 
+	// A sidecar is watched from its start on: an init container waits for what only its second attempt does.
+	helped := manifest(t, "helped", `
+restartPolicy: Never
+initContainers:
+- {name: side, image: IMAGE, restartPolicy: Always, command: [sh, -c, 'echo side tries; test -e /v/tried || { touch /v/tried; exit 1; }; touch /v/up; exec sleep 1000'], volumeMounts: [{name: v, mountPath: /v}]}
+- {name: first, image: IMAGE, command: [sh, -c, 'until test -e /v/up; do sleep 0.1; done'], volumeMounts: [{name: v, mountPath: /v}]}
+containers:
+- {name: main, image: IMAGE, command: ["true"]}
+terminationGracePeriodSeconds: 0
+volumes: [{name: v}]
+`)
+	if out, err := n.evenkeel("run", "--rm", helped); err != nil || strings.Count(out, "side tries") != 2 {
+		t.Errorf("a sidecar that an init container waits for: %v\n%s", err, out)
+	}
+	n.nothingRuns()
+	n.says("starting container side again", "run", "--detach", helped)
+	n.says("running", "ps")
+	n.says("default/helped", "rm", "-f", "helped")
+	n.nothingRuns()
+
 	again := manifest(t, "again", `
 restartPolicy: OnFailure
 containers:

@@ -32,19 +32,36 @@ type podRun struct {
 	id      string   // of the sandbox; empty before it exists
 	config  *cri.PodSandboxConfig
 	at      place
-	started []startedContainer // the first attempts, in order
+	started []*startedContainer // in order
+	crew    crew
 }
 
 type startedContainer struct {
 	spec *v1.Container
-	id   string
+	id   string // of the first attempt
+	code int32  // of the last one, when its supervision has ended
+}
+
+// crew are the supervisors of containers.
+type crew struct {
+	following  context.Context // logs are followed through the stop
+	restarting context.Context // ends when nothing is to be started again
+	all        errgroup.Group
 }
 
 // run is the whole life. Whatever goes wrong, and at Ctrl-C, the pod goes with all that was made for it.
 func (r *podRun) run(ctx context.Context) error {
+	following, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	restarting, noMore := context.WithCancel(ctx)
+	defer noMore()
+	r.crew.following, r.crew.restarting = following, restarting
 	err := r.up(ctx)
 	if err != nil {
+		noMore()
 		err = errors.Join(err, r.remove(ctx))
+		end()
+		r.crew.all.Wait() // what became of sidecars says nothing about why the pod is not up
 		if ctx.Err() != nil {
 			return r.interrupted(err)
 		}
@@ -52,10 +69,13 @@ func (r *podRun) run(ctx context.Context) error {
 	}
 	r.out.podUp(r)
 	if r.options.detach {
+		noMore()
+		end()
+		r.crew.all.Wait()
 		r.out.detached(r)
 		return r.lock.Close()
 	}
-	code, err := r.live(ctx)
+	code, err := r.live(ctx, noMore, end)
 	switch {
 	case ctx.Err() != nil:
 		return r.interrupted(errors.Join(err, r.remove(ctx)))
@@ -215,10 +235,15 @@ func ending(s *cri.ContainerStatus) string {
 
 func (r *podRun) startFirst(ctx context.Context, c *v1.Container) error {
 	id, err := r.start(ctx, c, 0)
-	if err == nil {
-		r.started = append(r.started, startedContainer{c, id})
+	if err != nil {
+		return err
 	}
-	return err
+	s := &startedContainer{spec: c, id: id}
+	r.started = append(r.started, s)
+	if isSidecar(c) { // at once: the init containers after it may wait for what it does, so it has to be started again, too
+		r.supervised(s, func() {})
+	}
+	return nil
 }
 
 // start creates and starts one attempt of a container.
@@ -269,27 +294,13 @@ func (r *podRun) follow(ctx context.Context, c *v1.Container, id string, attempt
 
 // live supervises the containers until those that are no sidecars have ended, or the operator has had enough, and then
 // stops what is left. It returns the exit code of the first container that failed.
-func (r *podRun) live(ctx context.Context) (code int32, err error) {
-	// Logs are followed through the stop, so this context ends after it.
-	following, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
-	restarting, noMore := context.WithCancel(ctx)
-	defer noMore()
-
-	codes := make([]int32, len(r.started))
-	var all errgroup.Group
+func (r *podRun) live(ctx context.Context, noMore, end func()) (code int32, err error) {
 	var proper sync.WaitGroup
-	for i, c := range r.started {
-		if !isSidecar(c.spec) {
+	for _, s := range r.started {
+		if !isSidecar(s.spec) {
 			proper.Add(1)
+			r.supervised(s, proper.Done)
 		}
-		all.Go(func() (err error) {
-			if !isSidecar(c.spec) {
-				defer proper.Done()
-			}
-			codes[i], err = r.supervise(following, restarting, c)
-			return err
-		})
 	}
 	finished := make(chan struct{})
 	go func() { proper.Wait(); close(finished) }()
@@ -303,20 +314,29 @@ func (r *podRun) live(ctx context.Context) (code int32, err error) {
 	if err != nil {
 		end() // what could not be stopped may never end
 	}
-	return r.firstFailure(codes), errors.Join(err, all.Wait())
+	err = errors.Join(err, r.crew.all.Wait())
+	return r.firstFailure(), err
 }
 
-func (r *podRun) firstFailure(codes []int32) int32 {
-	for i, c := range r.started {
-		if codes[i] != 0 && !isSidecar(c.spec) {
-			return codes[i]
+func (r *podRun) supervised(s *startedContainer, done func()) {
+	r.crew.all.Go(func() (err error) {
+		defer done()
+		s.code, err = r.supervise(r.crew.following, r.crew.restarting, s)
+		return err
+	})
+}
+
+func (r *podRun) firstFailure() int32 {
+	for _, s := range r.started {
+		if s.code != 0 && !isSidecar(s.spec) {
+			return s.code
 		}
 	}
 	return 0
 }
 
 // supervise follows a container through all its attempts. It starts no more once restarting has ended.
-func (r *podRun) supervise(following, restarting context.Context, c startedContainer) (code int32, err error) {
+func (r *podRun) supervise(following, restarting context.Context, c *startedContainer) (code int32, err error) {
 	var wait restartPause
 	id, previous := c.id, ""
 	for attempt := uint32(0); ; attempt++ {
