@@ -27,7 +27,7 @@ import (
 // configFile is read when it exists; files in conf.d beside it follow in the order of their names. Neither is needed.
 const configFile = "/etc/evenkeel/config.toml"
 
-// config is /etc/evenkeel/config.toml. Keys are added, never renamed; the zero value of none is special.
+// config is /etc/evenkeel/config.toml. Keys are added, never renamed.
 type config struct {
 	Version  int    `toml:"version" comment:"of this file's format"`
 	Root     string `toml:"root" comment:"what survives a reboot: images, records, writable layers"`
@@ -79,7 +79,7 @@ func (c cniConfig) parse() (timeout, gc time.Duration, err error) {
 
 type builtinConfig struct {
 	Bridge  string         `toml:"bridge" comment:"empty: ek0, or a name of its own for an engine with another state directory"`
-	Subnets []netip.Prefix `toml:"subnets" comment:"the pod range, at most one IPv4 and one IPv6 prefix, the primary one first"`
+	Subnets []netip.Prefix `toml:"subnets" comment:"the pod range, at most one IPv4 and one IPv6 prefix, the primary one first; empty: what the CRI client tells (UpdateRuntimeConfig)"`
 	MTU     int            `toml:"mtu" comment:"0: that of the interface with the default route"`
 }
 
@@ -89,9 +89,9 @@ type imagesConfig struct {
 	Pinned    []string `toml:"pinned" comment:"references that garbage collection must keep"`
 	Preload   string   `toml:"preload_dir" comment:"image archives in this directory are imported at start; empty: preload below root"`
 	Share     []string `toml:"share_credentials" comment:"hosts of mirrors that get the credentials of a pull, which else only the registry in the image's name gets"`
-	MaxBytes  int64    `toml:"max_layer_bytes" comment:"a layer that unpacks to more is refused"`
-	MaxFiles  int64    `toml:"max_layer_entries" comment:"a layer with more entries is refused"`
-	Parallel  int      `toml:"parallel_layers" comment:"how many layers are fetched and unpacked at once"`
+	MaxBytes  int64    `toml:"max_layer_bytes" comment:"a layer that unpacks to more is refused; 0: the default"`
+	MaxFiles  int64    `toml:"max_layer_entries" comment:"a layer with more entries is refused; 0: the default"`
+	Parallel  int      `toml:"parallel_layers" comment:"how many layers are fetched and unpacked at once; 0: 4"`
 	Pause     string   `toml:"pause_image" comment:"named to kubeadm, never pulled and never run"`
 }
 
@@ -143,7 +143,7 @@ func (d period) MarshalText() ([]byte, error) { return []byte(time.Duration(d).S
 type runtimeConfig struct {
 	Path     string `toml:"path" comment:"a program with runc's command line; empty: the handler's name beside this program, else in PATH"`
 	BaseSpec string `toml:"base_spec" comment:"a runtime-spec document; its process.rlimits are those of every container, and nothing else of it counts"`
-	Create   period `toml:"create_timeout" comment:"how long it may take to make a container, such as 1m; half of the kubelet's runtimeRequestTimeout leaves time to undo it"`
+	Create   period `toml:"create_timeout" comment:"how long it may take to make a container, such as 1m; 0: a minute; half of the kubelet's runtimeRequestTimeout leaves time to undo it"`
 }
 
 func defaultConfig() config {

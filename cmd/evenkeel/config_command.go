@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -28,7 +30,7 @@ func (o origins) note(path string, data []byte) error {
 
 func (o origins) noteTree(path, prefix string, tree map[string]any) {
 	for name, value := range tree {
-		key := strings.TrimPrefix(prefix+"."+name, ".")
+		key := strings.TrimPrefix(prefix+"."+keyPart(name), ".")
 		if below, ok := value.(map[string]any); ok {
 			o.noteTree(path, key, below)
 			continue
@@ -55,7 +57,7 @@ func (o origins) settingsOf(prefix string, v reflect.Value) (list []setting) {
 			list = append(list, o.settingsOf(key, field)...)
 		case reflect.Map:
 			for _, name := range slices.SortedFunc(maps.Keys(keysIn(field)), cmp.Compare[string]) {
-				list = append(list, o.settingsOf(key+"."+name, field.MapIndex(reflect.ValueOf(name)))...)
+				list = append(list, o.settingsOf(key+"."+keyPart(name), field.MapIndex(reflect.ValueOf(name)))...)
 			}
 		default:
 			list = append(list, setting{key, field.Interface(), cmp.Or(o[key], "default")})
@@ -63,6 +65,16 @@ func (o origins) settingsOf(prefix string, v reflect.Value) (list []setting) {
 	}
 	return list
 }
+
+// keyPart is a name in a dotted key. TOML takes some without quotation marks; a handler can be called kata.v2.
+func keyPart(name string) string {
+	if bareKey.MatchString(name) {
+		return name
+	}
+	return strconv.Quote(name)
+}
+
+var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 func keysIn(m reflect.Value) map[string]bool {
 	keys := map[string]bool{}
