@@ -59,7 +59,7 @@ func (e *engine) removePod(ctx context.Context, p *cri.PodSandbox) error {
 	if _, err := e.pods.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
 		return fmt.Errorf("cannot remove pod %s: %w", podName(p), err)
 	}
-	dir, found := podDirOf(p)
+	dir, found := podDirOf(p, e.runBase(ctx))
 	if !found {
 		return nil
 	}

@@ -40,10 +40,11 @@ type dirOwner struct {
 	Name string `json:"name"` // namespace/name
 }
 
-// podDirOf finds the directory of a pod that `run` started.
-func podDirOf(p *cri.PodSandbox) (podDir, bool) {
-	path := p.Annotations[directoryAnnotation]
-	return podDir{path}, path != "" && filepath.IsAbs(path) && filepath.Base(path) == p.GetMetadata().GetUid()
+// podDirOf finds the directory of a pod that `run` started, below base. Whoever may create pods through the kubelet writes
+// annotations, too, and any other place could be one where he exchanges directories while they are being removed.
+func podDirOf(p *cri.PodSandbox, base string) (podDir, bool) {
+	path, uid := p.Annotations[directoryAnnotation], p.GetMetadata().GetUid()
+	return podDir{path}, path != "" && path == filepath.Join(base, uid) && filepath.Base(path) == uid
 }
 
 // create makes the directory and returns the lock on it, which tells sweepPodDirs that somebody is about to use it. The lock

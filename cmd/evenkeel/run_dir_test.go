@@ -213,9 +213,17 @@ func TestForeignDirectoriesAreLeftAlone(t *testing.T) {
 	if link.remove() == nil || gone(moved.Path) {
 		t.Error("a symbolic link was followed")
 	}
-	p := &cri.PodSandbox{Metadata: &cri.PodSandboxMetadata{Uid: "uid"}, Annotations: map[string]string{directoryAnnotation: "/etc"}}
-	if _, found := podDirOf(p); found {
-		t.Error("/etc was taken for a pod's directory")
+	for _, c := range []struct {
+		uid, path string
+		found     bool
+	}{
+		{"uid", "/base/uid", true}, {"uid", "/etc", false}, {"uid", "", false}, {"", "/base", false}, {"uid", "/base/other/uid", false},
+		{"uid", "/volume/of/a/pod/uid", false}, {"..", "/base/..", false}, {"a/b", "/base/a/b", false}, {"uid", "/base/x/../uid", false},
+	} {
+		p := &cri.PodSandbox{Metadata: &cri.PodSandboxMetadata{Uid: c.uid}, Annotations: map[string]string{directoryAnnotation: c.path}}
+		if _, found := podDirOf(p, "/base"); found != c.found {
+			t.Errorf("%q is the directory of pod %q: %v", c.path, c.uid, found)
+		}
 	}
 }
 
