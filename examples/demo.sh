@@ -58,7 +58,11 @@ go run ./examples/image -arch "$ARCH" -tag evenkeel.test/web:demo -o "$dir/web.t
 ls -lh "$dir/web.tar" | awk '{print "web.tar, " $5}'
 
 step "Starting an engine in a directory of its own"
-serve=("$BIN/evenkeel" serve --root "$dir/root" --state "$dir/state" --listen "$EVENKEEL_ADDRESS" --network builtin)
+# A configuration and a pod range of its own: this machine's may be those of an engine that runs here.
+net=$(($$ % 256))
+while ip -4 -o address | grep -q " 10\.198\.$net\."; do net=$(((net + 1) % 256)); done
+printf 'version = 1\n[network.builtin]\nsubnets = ["10.198.%d.0/24"]\n' "$net" >"$dir/config.toml"
+serve=("$BIN/evenkeel" serve --config "$dir/config.toml" --root "$dir/root" --state "$dir/state" --listen "$EVENKEEL_ADDRESS" --network builtin)
 printf '%s$ %s%s\n' "$dim" "${serve[*]}" "$plain"
 "${serve[@]}" >"$log" 2>&1 &
 engine=$!
@@ -100,6 +104,6 @@ show evenkeel rm -f web
 step "Stopping the engine and looking for leftovers"
 show evenkeel leftovers || fail "the engine left something behind while it ran"
 stop_engine
-show "$BIN/evenkeel" leftovers --root "$dir/root" --state "$dir/state" || fail "the engine left something behind"
+show "$BIN/evenkeel" leftovers --config "$dir/config.toml" --root "$dir/root" --state "$dir/state" || fail "the engine left something behind"
 ok=yes
 printf '\n%sDone: the pod ran, and nothing was left behind.%s\n' "$bold" "$plain"
