@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -150,6 +151,9 @@ func TestRunIsInterrupted(t *testing.T) {
 		"Ctrl-C":          func(c *exec.Cmd, _ *os.File) error { return c.Process.Signal(syscall.SIGINT) },
 		"closed terminal": func(c *exec.Cmd, _ *os.File) error { return c.Process.Signal(syscall.SIGHUP) },
 		"closed pipe":     func(_ *exec.Cmd, out *os.File) error { return out.Close() },
+		"engine is away": func(c *exec.Cmd, _ *os.File) error {
+			return errors.Join(n.Kill(), c.Process.Signal(syscall.SIGINT), n.Start())
+		},
 	} {
 		c := exec.CommandContext(n.ctx(), filepath.Join(bin, "evenkeel"), "run", file, "--address", "unix://"+n.Socket())
 		out, in, err := os.Pipe()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -18,6 +19,9 @@ const (
 	requestLimit = 2 * time.Minute
 	sandboxLimit = 4 * time.Minute
 )
+
+// restartLimit is how long the end of a pod waits for a daemon that is away: a restart takes a second or two.
+const restartLimit = 10 * time.Second
 
 // podRun is one pod from its manifest to its end.
 type podRun struct {
@@ -310,11 +314,15 @@ func (r *podRun) live(ctx context.Context, noMore, end func()) (code int32, err 
 		r.out.note("stopping pod %s; once more to kill it", podTitle(r.pod))
 	}
 	noMore()
-	err = r.stop(ctx)
-	if err != nil {
+	if err = r.stop(ctx); err != nil {
 		end() // what could not be stopped may never end
+		r.crew.all.Wait()
+		if ctx.Err() != nil || r.options.remove {
+			err = nil // the removal tries again, and tells
+		}
+		return r.firstFailure(), err
 	}
-	err = errors.Join(err, r.crew.all.Wait())
+	err = r.crew.all.Wait()
 	return r.firstFailure(), err
 }
 
@@ -407,6 +415,9 @@ func (r *podRun) stop(ctx context.Context) error {
 		case <-polite.Done():
 		}
 	}()
+	if err := r.await(ctx); err != nil {
+		return fmt.Errorf("pod %s is left as it is, to be removed with `evenkeel rm -f %s`: %w", podTitle(r.pod), shortID(r.id), err)
+	}
 	w, err := r.look(ctx)
 	if err != nil {
 		return err
@@ -416,6 +427,17 @@ func (r *podRun) stop(ctx context.Context) error {
 		err = r.stopPod(ctx, w, r.id, graceFlag{set: true})
 	}
 	return err
+}
+
+// await returns when the daemon answers, which it may not just now: it may have restarted since it was asked last, and the
+// connection would be given up at once.
+func (r *podRun) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, restartLimit)
+	defer cancel()
+	if _, err := r.pods.Version(ctx, &cri.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
+		return fmt.Errorf("the engine at %s does not answer: %w", r.address, err)
+	}
+	return nil
 }
 
 // remove stops the pod and takes away all that was made for it. It is safe at any time and more than once.
