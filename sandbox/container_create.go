@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -147,12 +148,28 @@ func (c *container) image() (*image.Image, error) {
 	if len(img.Digests) > 0 {
 		next.ImageRef = img.Digests[0]
 	}
+	next.ImageName = imageName(c.facts().Config.Message.GetImage(), img)
 	c.record.Store(&next)
 	// From here on the layers are in use. Had the image been removed between the look-up and this, some might be gone.
 	if _, err := c.Images.Find(want); err != nil {
 		return nil, fmt.Errorf("cannot make container %q: its image was removed meanwhile: %w", c.facts().Config.Message.Metadata.Name, err)
 	}
 	return img, nil
+}
+
+// imageName is the name that was asked for, written out, if the image has it, else one that it has. The kubelet asks for the id
+// and says in user_specified_image what the pod says.
+func imageName(asked *cri.ImageSpec, img *image.Image) string {
+	names := slices.Concat(img.Tags, img.Digests)
+	for _, given := range []string{asked.GetUserSpecifiedImage(), asked.GetImage()} {
+		if ref, err := image.ParseReference(given); err == nil && slices.Contains(names, ref.String()) {
+			return ref.String()
+		}
+	}
+	if len(names) > 0 {
+		return names[0]
+	}
+	return asked.GetImage()
 }
 
 func (c *container) mountRootfs(ctx context.Context, img *image.Image, ids *image.IDMap, label string) error {

@@ -108,3 +108,32 @@ func TestIdsAndPrefixes(t *testing.T) {
 		}
 	}
 }
+
+// The kubelet asks for an image by its id; people know it by its name, which Kubernetes shows from the status.
+func TestTheStatusNamesTheImage(t *testing.T) {
+	const id, digest = "sha256:7f0c", "example.org/web@sha256:1111111111111111111111111111111111111111111111111111111111111111"
+	whole := &image.Image{Tags: []string{"docker.io/library/web:1", "docker.io/library/web:latest"}, Digests: []string{digest}}
+	for _, c := range []struct {
+		asked *cri.ImageSpec
+		img   *image.Image
+		want  string
+	}{
+		{&cri.ImageSpec{Image: id, UserSpecifiedImage: "web"}, whole, "docker.io/library/web:latest"},
+		{&cri.ImageSpec{Image: id, UserSpecifiedImage: digest}, whole, digest},
+		{&cri.ImageSpec{Image: id, UserSpecifiedImage: "example.org/untagged-since:2"}, whole, "docker.io/library/web:1"},
+		{&cri.ImageSpec{Image: "web:1"}, whole, "docker.io/library/web:1"},
+		{&cri.ImageSpec{Image: id}, whole, "docker.io/library/web:1"},
+		{&cri.ImageSpec{Image: id}, &image.Image{Digests: []string{digest}}, digest},
+		{&cri.ImageSpec{Image: id, UserSpecifiedImage: "web"}, &image.Image{}, id},
+	} {
+		r := containerRecord{Config: document[*cri.ContainerConfig]{&cri.ContainerConfig{Image: c.asked}}, ImageName: imageName(c.asked, c.img)}
+		got := (&Pods{}).newContainer(r).status().Image
+		if got.Image != c.want || got.UserSpecifiedImage != c.asked.UserSpecifiedImage {
+			t.Errorf("%v with the names %q %q: the status says %v, want %s", c.asked, c.img.Tags, c.img.Digests, got, c.want)
+		}
+	}
+	old := containerRecord{Config: document[*cri.ContainerConfig]{&cri.ContainerConfig{Image: &cri.ImageSpec{Image: id}}}}
+	if got := (&Pods{}).newContainer(old).status().Image; got.Image != id {
+		t.Errorf("a record of an older release: %v", got)
+	}
+}

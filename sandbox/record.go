@@ -65,10 +65,12 @@ type containerRecord struct {
 	LogPath  string
 	ImageID  string
 	ImageRef string // a digest reference where the image has one, else its id
-	Layers   []image.Layer
-	Project  uint32        `json:",omitempty"` // by which the file system counts the writable layer; 0: none
-	Volumes  []imageVolume // what the request's image volumes show
-	User     document[*cri.ContainerUser]
+	// ImageName is what people call the image; empty in the records of older releases.
+	ImageName string `json:",omitempty"`
+	Layers    []image.Layer
+	Project   uint32        `json:",omitempty"` // by which the file system counts the writable layer; 0: none
+	Volumes   []imageVolume // what the request's image volumes show
+	User      document[*cri.ContainerUser]
 
 	Process    shim.Process
 	StopSignal int

@@ -155,7 +155,7 @@ func (c *container) status() *cri.ContainerStatus {
 	cfg := r.Config.Message
 	status := &cri.ContainerStatus{
 		Id: r.ID, Metadata: cfg.Metadata, State: c.state(), CreatedAt: r.CreatedAt.UnixNano(),
-		Image: cfg.Image, ImageRef: r.ImageRef, ImageId: r.ImageID, Labels: cfg.Labels, Annotations: cfg.Annotations,
+		Image: r.image(), ImageRef: r.ImageRef, ImageId: r.ImageID, Labels: cfg.Labels, Annotations: cfg.Annotations,
 		Mounts: r.mountStatus(), LogPath: r.LogPath, User: r.User.Message, StopSignal: criSignal(r.StopSignal),
 		Resources: &cri.ContainerResources{Linux: r.Resources.Message},
 	}
@@ -170,6 +170,17 @@ func (c *container) status() *cri.ContainerStatus {
 		status.Reason, status.Message = "ShimSilent", "the shim of the pod lives but does not answer; nothing is done to the container"
 	}
 	return status
+}
+
+// image is the request's with the image's name: Kubernetes shows it as the image that the container runs (PodStatus,
+// containerStatuses[].image), and what the kubelet asks for is an id. Lists give what was asked for, as peers do.
+func (r *containerRecord) image() *cri.ImageSpec {
+	if r.ImageName == "" {
+		return r.Config.Message.Image
+	}
+	spec := proto.CloneOf(r.Config.Message.Image)
+	spec.Image = r.ImageName
+	return spec
 }
 
 // criSignal finds the CRI's name of a signal number; 0 where it has none.
