@@ -1,18 +1,20 @@
 package cri
 
 import (
-	"slices"
-
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // The Stream calls give what the List calls give, from the same snapshot, in messages that no node can outgrow
 // (KEP-5825).
 
-// batch is how many items a message holds. The largest item is a container with its labels and annotations, some 10 KiB
-// where those are used heavily, so that a message stays below 2 MiB.
-const batch = 128
+// A message holds this much, and one item at least. Clients take 16 MiB (cri-client pkg/utils.go). Most items are below a KiB,
+// but Kubernetes lets the annotations of a single pod be 256 KiB.
+const (
+	batch      = 128     // items
+	batchBytes = 1 << 20 // as they are on the wire
+)
 
 func (s *Server) StreamPodSandboxes(req *cri.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[cri.StreamPodSandboxesResponse]) error {
 	return inBatches(s.Pods.List(req.Filter), func(items []*cri.PodSandbox) error {
@@ -49,11 +51,23 @@ func (s *Server) StreamImages(req *cri.StreamImagesRequest, stream grpc.ServerSt
 }
 
 // inBatches sends all items; none of them is no message at all.
-func inBatches[T any](items []T, send func([]T) error) error {
-	for part := range slices.Chunk(items, batch) {
-		if err := send(part); err != nil {
+func inBatches[T proto.Message](items []T, send func([]T) error) error {
+	for len(items) > 0 {
+		n := fitting(items)
+		if err := send(items[:n]); err != nil {
 			return err
 		}
+		items = items[n:]
 	}
 	return nil
+}
+
+// fitting counts the items of the next message.
+func fitting[T proto.Message](items []T) (n int) {
+	for size := 0; n < min(len(items), batch); n++ {
+		if size += proto.Size(items[n]); n > 0 && size > batchBytes {
+			break
+		}
+	}
+	return n
 }

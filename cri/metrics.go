@@ -2,7 +2,6 @@ package cri
 
 import (
 	"context"
-	"slices"
 
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,14 +19,8 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *cri.ListPodSandbo
 	return &cri.ListPodSandboxMetricsResponse{PodMetrics: s.Pods.Metrics(ctx)}, nil
 }
 
-// podBatch: the metrics of a pod with ten containers take some 200 KiB.
-const podBatch = 16
-
 func (s *Server) StreamPodSandboxMetrics(_ *cri.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[cri.StreamPodSandboxMetricsResponse]) error {
-	for part := range slices.Chunk(s.Pods.Metrics(stream.Context()), podBatch) {
-		if err := stream.Send(&cri.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return inBatches(s.Pods.Metrics(stream.Context()), func(items []*cri.PodSandboxMetrics) error {
+		return stream.Send(&cri.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items})
+	})
 }

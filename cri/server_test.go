@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	criclient "k8s.io/cri-client/pkg"
 
@@ -273,14 +275,14 @@ func TestFitKeepsTheShorterStreamWhole(t *testing.T) {
 
 func TestBatchesHoldEachItemOnce(t *testing.T) {
 	for _, n := range []int{0, 1, batch, batch + 1, 3*batch - 1} {
-		items := make([]int, n)
+		items := make([]*cri.Image, n)
 		for i := range items {
-			items[i] = i
+			items[i] = &cri.Image{Id: strconv.Itoa(i)}
 		}
-		var got []int
-		if err := inBatches(items, func(part []int) error {
-			if len(part) == 0 {
-				t.Error("an empty message")
+		var got []*cri.Image
+		if err := inBatches(items, func(part []*cri.Image) error {
+			if len(part) == 0 || len(part) > batch {
+				t.Errorf("a message of %d items", len(part))
 			}
 			got = append(got, part...)
 			return nil
@@ -288,8 +290,27 @@ func TestBatchesHoldEachItemOnce(t *testing.T) {
 			t.Errorf("%d items: %d arrived, %v", n, len(got), err)
 		}
 	}
-	if err := inBatches([]int{1}, func([]int) error { return io.ErrClosedPipe }); err != io.ErrClosedPipe {
+	if err := inBatches([]*cri.Image{{}}, func([]*cri.Image) error { return io.ErrClosedPipe }); err != io.ErrClosedPipe {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A pod's annotations can be 256 KiB, and a hundred such pods must not make a message that no client takes.
+func TestBatchesAreBoundedInBytes(t *testing.T) {
+	var items []*cri.PodSandbox
+	for _, size := range []int{10, 256 << 10, 256 << 10, 256 << 10, 256 << 10, 3 << 20, 10, 10, 3 << 20} {
+		items = append(items, &cri.PodSandbox{Annotations: map[string]string{"a": strings.Repeat("x", size)}})
+	}
+	var parts []int
+	inBatches(items, func(part []*cri.PodSandbox) error {
+		if size := proto.Size(&cri.StreamPodSandboxesResponse{PodSandboxes: part}); len(part) > 1 && size > batchBytes+1<<10 {
+			t.Errorf("a message of %d items has %d bytes", len(part), size)
+		}
+		parts = append(parts, len(part))
+		return nil
+	})
+	if want := []int{4, 1, 1, 2, 1}; !slices.Equal(parts, want) {
+		t.Errorf("messages of %v items, want %v", parts, want)
 	}
 }
 
