@@ -69,6 +69,28 @@ func TestMountsTravel(t *testing.T) {
 	}
 }
 
+// What the engine mounts for a container below a volume that propagates both ways would become a mount of the node's, and stay.
+func TestMountsOfTheEngineDoNotTravel(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("p")
+	cfg.Linux.SecurityContext.Privileged = true
+	pod := n.runPod(cfg)
+	shared := mountPoint(t, unix.MS_SHARED)
+	must(t, os.MkdirAll(shared+"/shm", 0o755))
+	t.Cleanup(func() { unix.Unmount(shared+"/shm", unix.MNT_DETACH) })
+	c := engine.Sleeper("main", busybox)
+	c.Linux.SecurityContext.Privileged = true
+	c.Mounts = []*cri.Mount{{HostPath: shared, ContainerPath: "/dev", Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL}}
+	id := n.run(pod, cfg, c)
+	n.stop(id, 0)
+	n.remove(id)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	if strings.Contains(string(mounts), " "+shared+"/shm ") {
+		t.Errorf("/dev/shm of a container that is gone is mounted on the node")
+	}
+}
+
 func TestMountOptions(t *testing.T) {
 	n := start(t, "builtin")
 	cfg := n.Pod("p")

@@ -25,7 +25,7 @@ func (in *Input) mounts(spec *specs.Spec) error {
 	}
 	extra := slices.Clone(requested)
 	for _, m := range in.Mounts {
-		if !mounted(requested, m.Destination) {
+		if !mounted(requested, m.Destination) && !in.showsOnNode(m.Destination) {
 			extra = append(extra, m)
 		}
 	}
@@ -63,6 +63,14 @@ func mounted(list []specs.Mount, destination string) bool {
 // below reports whether one of the mounts covers destination: who brings the host's /dev or /sys wants what is in it.
 func below(list []specs.Mount, destination string) bool {
 	return slices.ContainsFunc(list, func(m specs.Mount) bool { return within(destination, m.Destination) })
+}
+
+// showsOnNode reports whether a mount at destination would be one of the node's as well, and stay there when the container is
+// gone, since a volume that propagates both ways covers the place.
+func (in *Input) showsOnNode(destination string) bool {
+	return slices.ContainsFunc(in.Container.GetMounts(), func(m *cri.Mount) bool {
+		return m.GetPropagation() == cri.MountPropagation_PROPAGATION_BIDIRECTIONAL && within(destination, path.Join("/", m.GetContainerPath()))
+	})
 }
 
 func depth(destination string) int { return strings.Count(path.Clean(destination), "/") }
