@@ -174,6 +174,9 @@ func TestBadContainers(t *testing.T) {
 		"recursive read-only but writable": {func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{HostPath: "/tmp", ContainerPath: "/x", RecursiveReadOnly: true}}
 		}, codes.InvalidArgument, nil},
+		"device without a path": {func(c *cri.ContainerConfig) {
+			c.Devices = []*cri.Device{{ContainerPath: "/dev/x"}}
+		}, codes.InvalidArgument, []string{"config.devices: host_path"}},
 		"log below a file": {func(c *cri.ContainerConfig) { c.LogPath = "../daemon.log/x.log" }, anyCode, []string{"daemon.log"}},
 		"privileged in a plain pod": {func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.Privileged = true

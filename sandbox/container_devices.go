@@ -29,6 +29,9 @@ func (c *container) findDevices(ctx context.Context, cfg *cri.ContainerConfig) (
 		devices = hostDevices(all)
 	}
 	for _, d := range cfg.GetDevices() {
+		if !path.IsAbs(d.GetHostPath()) {
+			return nil, fmt.Errorf("config.devices: host_path %q is not absolute: %w", d.GetHostPath(), ErrInvalid)
+		}
 		found, err := c.paths.Devices(ctx, d.GetHostPath())
 		if err == nil && len(found) == 0 {
 			err = fmt.Errorf("it is not a device: %w", ErrInvalid)
