@@ -69,7 +69,8 @@ func (t tracking) Accept() (net.Conn, error) {
 }
 
 // conn is a connection that knows when its peer has hung up. Both wire protocols read all the time, so a failed read
-// tells it at once; net/http tells it only until a connection is hijacked, which every one of ours is.
+// tells it at once; net/http tells it only until a connection is hijacked, which every one of ours is. While a process leaves
+// its stdin unread and the client has sent more than the pipe holds, nobody reads, and the session lasts as long as the process.
 type conn struct {
 	net.Conn
 	conns *conns
