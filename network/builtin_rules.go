@@ -98,7 +98,10 @@ func (r *rules) rewrite(subnets []netip.Prefix, elements map[string][]nftables.S
 	conn.DelTable(r.table)
 	conn.AddTable(r.table)
 	for _, name := range mapNames {
-		if err := conn.AddSet(r.portMap(name), elements[name]); err != nil {
+		if err := conn.AddSet(r.portMap(name), nil); err != nil {
+			return err
+		}
+		if err := inPieces(conn.SetAddElements, r.portMap(name), elements[name]); err != nil {
 			return err
 		}
 	}
@@ -133,7 +136,7 @@ func (r *rules) add(elements map[string][]nftables.SetElement) error {
 		return err
 	}
 	for name, list := range elements {
-		if err := conn.SetAddElements(r.portMap(name), list); err != nil {
+		if err := inPieces(conn.SetAddElements, r.portMap(name), list); err != nil {
 			return err
 		}
 	}
@@ -162,11 +165,22 @@ func (r *rules) removePod(podID string) error {
 		if len(mine) == 0 {
 			continue
 		}
-		if err := conn.SetDeleteElements(m, keysOf(mine)); err != nil {
+		if err := inPieces(conn.SetDeleteElements, m, keysOf(mine)); err != nil {
 			return err
 		}
 	}
 	return r.flush(conn, "remove host ports from")
+}
+
+// inPieces sends a list of elements in messages of their own, within one transaction. A message carries its list as one
+// attribute, whose length has 16 bits: some 550 elements with a pod's id fit, and the library lets the length of more wrap around.
+func inPieces(send func(*nftables.Set, []nftables.SetElement) error, m *nftables.Set, list []nftables.SetElement) error {
+	for piece := range slices.Chunk(list, 256) {
+		if err := send(m, piece); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func keysOf(list []nftables.SetElement) []nftables.SetElement {

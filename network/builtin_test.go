@@ -207,6 +207,29 @@ func TestBuiltinPortConflicts(t *testing.T) {
 	attach(t, b, w.pod("fine", Port{Protocol: "udp", HostPort: 80, ContainerPort: 80}, Port{HostPort: 82, ContainerPort: 82}))
 }
 
+// A list of elements that long does not fit into one netlink attribute.
+func TestBuiltinManyHostPorts(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin("10.211.21.0/24", "fd00:211:21::/64")
+	var ports []Port
+	for i := range 800 {
+		ports = append(ports, Port{HostPort: uint16(8000 + i), ContainerPort: 80})
+	}
+	pod := w.pod("media", ports...)
+	attach(t, b, pod)
+	w.serve(pod.NetNS, "media", "tcp", 80)
+	w.expect(w.host, "tcp", "127.0.0.1:8000", "media", "")
+	w.run(w.host, "nft", "flush", "ruleset")
+	if err := b.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []int{8000, 8799} {
+		w.expect(w.host, "tcp", fmt.Sprint("127.0.0.1:", port), "media", "")
+	}
+	detach(t, b, pod)
+	w.expectPodGone(b, pod.ID)
+}
+
 func TestBuiltinExhaustion(t *testing.T) {
 	w := newWorld(t)
 	b := w.builtin("10.211.7.0/29") // .2 to .6
