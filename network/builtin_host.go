@@ -129,13 +129,7 @@ func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix
 		return nil, err
 	}
 	b.setSysctls(&h)
-	err := tableEffect.Do(ctx, func() error {
-		elements, err := b.allElements(&h)
-		if err != nil {
-			return err
-		}
-		return h.rules.rewrite(h.known, elements)
-	})
+	err := tableEffect.Do(ctx, func() error { return b.writeTable(&h) })
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +138,22 @@ func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix
 	defer b.mu.Unlock()
 	b.current = &h
 	return &h, nil
+}
+
+// writeTable writes the table from the books, and drops what clients began while there was none.
+func (b *Builtin) writeTable(h *host) error {
+	list, err := b.ports().all()
+	if err != nil {
+		return err
+	}
+	elements, err := b.allElements(list)
+	if err != nil {
+		return err
+	}
+	if err := h.rules.rewrite(h.known, elements); err != nil {
+		return err
+	}
+	return h.forgetUntranslated(list)
 }
 
 // bringUpBridge makes the bridge, or completes it. Its MAC address is set, since a bridge without one takes the
@@ -215,11 +225,10 @@ func (h *host) linkTowards(ip string) netlink.Link {
 	return link
 }
 
-// allElements reads all host ports from the books. A port whose pod has no address yet is one that was never opened.
-func (b *Builtin) allElements(h *host) (map[string][]nftables.SetElement, error) {
-	list, err := b.ports().all()
-	if err != nil || len(list) == 0 {
-		return nil, err
+// allElements looks up the pods' addresses. A port whose pod has no address yet is one that was never opened.
+func (b *Builtin) allElements(list []mapping) (map[string][]nftables.SetElement, error) {
+	if len(list) == 0 {
+		return nil, nil
 	}
 	owners, err := b.addresses().owners()
 	if err != nil {

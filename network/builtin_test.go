@@ -514,6 +514,31 @@ func TestBuiltinUDPFollowsThePod(t *testing.T) {
 	}
 }
 
+// Between a firewall's reload and the next look at the table a client makes a flow that nobody translates.
+func TestBuiltinUDPAfterHealing(t *testing.T) {
+	w := newWorld(t)
+	outside := w.outside()
+	b := w.builtin("10.211.22.0/24")
+	pod := w.pod("dns", Port{Protocol: "udp", HostPort: 5353, ContainerPort: 53})
+	w.serve(pod.NetNS, "dns", "udp", 53)
+	attach(t, b, pod)
+	from := func() (answer string) {
+		w.in(outside, func() error { answer, _ = exchange("203.0.113.2:4444", "203.0.113.1:5353"); return nil })
+		return answer
+	}
+	// A firewall of the node's own keeps connection tracking on.
+	w.run(w.host, "nft", "flush ruleset; add table inet fw; add chain inet fw in { type filter hook input priority 0; }; add rule inet fw in ct state established accept")
+	if got := from(); got != "" {
+		t.Fatalf("without a table: %q", got)
+	}
+	if err := b.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	if got := from(); !strings.HasPrefix(got, "dns") {
+		t.Errorf("after the table came back: got %q, want the pod", got)
+	}
+}
+
 func TestBuiltinRefusesNonsense(t *testing.T) {
 	w := newWorld(t)
 	b := w.builtin("10.211.17.0/24")
