@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestBuiltinAttachDetach(t *testing.T) {
@@ -536,6 +538,44 @@ func TestBuiltinUDPAfterHealing(t *testing.T) {
 	}
 	if got := from(); !strings.HasPrefix(got, "dns") {
 		t.Errorf("after the table came back: got %q, want the pod", got)
+	}
+}
+
+// An association that begins anew in the flow of a pod that is gone would never reach its successor.
+func TestBuiltinForgetsSCTP(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin("10.211.23.0/24")
+	pod := w.pod("hss", Port{Protocol: "sctp", HostPort: 3868, ContainerPort: 3869})
+	ip := attach(t, b, pod).IPs[0]
+	h, err := b.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, node := net.IPv4(203, 0, 113, 2).To4(), net.IPv4(203, 0, 113, 1).To4()
+	flow := netlink.ConntrackFlow{FamilyType: unix.AF_INET, TimeOut: 100,
+		Forward: netlink.IPTuple{Protocol: unix.IPPROTO_SCTP, SrcIP: client, SrcPort: 4711, DstIP: node, DstPort: 3868},
+		Reverse: netlink.IPTuple{Protocol: unix.IPPROTO_SCTP, SrcIP: ip.AsSlice(), SrcPort: 3869, DstIP: client, DstPort: 4711}}
+	if err := h.links.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, &flow); err != nil {
+		t.Fatal(err)
+	}
+	count := func() (n int) {
+		all, err := h.links.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, f := range all {
+			if f.Forward.Protocol == unix.IPPROTO_SCTP {
+				n++
+			}
+		}
+		return n
+	}
+	if n := count(); n != 1 {
+		t.Fatalf("%d flows before", n)
+	}
+	detach(t, b, pod)
+	if n := count(); n != 0 {
+		t.Errorf("the flow to the pod that is gone is still there")
 	}
 }
 
