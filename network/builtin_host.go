@@ -286,13 +286,17 @@ func (b *Builtin) setSysctls(h *host) {
 		settings = append(settings, h.keepRouterAdvertisements()...)
 		// The bridge asks for neighbours from its link-local address, which must not wait for duplicate detection.
 		settings = append(settings, [2]string{"net/ipv6/conf/" + h.bridge.Name + "/accept_dad", "0"},
-			[2]string{"net/ipv6/conf/" + h.bridge.Name + "/accept_ra", "0"},
 			[2]string{"net/ipv6/conf/all/forwarding", "1"})
 	}
 	err := inNet(h.nsPath, func() error {
+		// Pods can send router advertisements (CAP_NET_RAW), and the node would send them its own traffic (CVE-2020-10749), also
+		// where pods have no IPv6.
+		if name := "net/ipv6/conf/" + h.bridge.Name + "/accept_ra"; readSysctl(name) != "" {
+			settings = append(settings, [2]string{name, "0"})
+		}
 		for _, s := range settings {
 			if err := setSysctl(s[0], s[1]); err != nil {
-				b.log().Warn("pods may not reach the outside", "sysctl", s[0], "wanted", s[1], "error", err)
+				b.log().Warn("cannot set a sysctl; pods may not reach the outside", "sysctl", s[0], "wanted", s[1], "error", err)
 			}
 		}
 		return nil

@@ -186,6 +186,41 @@ func TestBuiltinMasqueradeAndMTU(t *testing.T) {
 	}
 }
 
+// A pod that plays the router must not get the node's own IPv6 traffic, also where pods have IPv4 only (CVE-2020-10749).
+func TestBuiltinPodIsNoRouter(t *testing.T) {
+	for _, subnets := range [][]string{{"10.211.25.0/24"}, {"10.211.25.0/24", "fd00:211:25::/64"}} {
+		w := newWorld(t)
+		b := w.builtin(subnets...)
+		w.run(w.host, "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/accept_ra")
+		pod := w.pod("evil")
+		attach(t, b, pod)
+		w.run(pod.NetNS, "ip", "addr", "add", "fe80::666/64", "dev", "eth0", "nodad")
+		w.in(pod.NetNS, func() error { return advertiseRouter("eth0") })
+		w.serve(w.host, "after", "tcp", 81)
+		w.expect(pod.NetNS, "tcp", "10.211.25.1:81", "after", "") // so the node has seen what was sent before
+		if routes := w.run(w.host, "ip", "-6", "route", "show", "default"); routes != "" {
+			t.Errorf("with pods in %v the node has a default route by a pod: %s", subnets, routes)
+		}
+	}
+}
+
+// advertiseRouter sends a router advertisement (RFC 4861, 4.2) to everybody on a link.
+func advertiseRouter(link string) error {
+	dev, err := net.InterfaceByName(link)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	from := &unix.SockaddrInet6{Addr: netip.MustParseAddr("fe80::666").As16(), ZoneId: uint32(dev.Index)}
+	to := &unix.SockaddrInet6{Addr: netip.MustParseAddr("ff02::1").As16(), ZoneId: uint32(dev.Index)}
+	message := []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0} // the kernel adds the sum
+	return errors.Join(unix.Bind(fd, from), unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255), unix.Sendto(fd, message, 0, to))
+}
+
 func TestBuiltinPortConflicts(t *testing.T) {
 	w := newWorld(t)
 	b := w.builtin("10.211.6.0/24")
