@@ -125,11 +125,17 @@ func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix
 	if h.mtu == 0 {
 		h.mtu = h.uplinkMTU()
 	}
-	if err := bridgeEffect.Do(ctx, h.bringUpBridge); err != nil {
+	err := bridgeEffect.Do(ctx, func() error {
+		if err := h.bringUpBridge(); err != nil {
+			return err
+		}
+		b.setSysctls(&h)
+		return b.enslaveAll(&h)
+	})
+	if err != nil {
 		return nil, err
 	}
-	b.setSysctls(&h)
-	err := tableEffect.Do(ctx, func() error { return b.writeTable(&h) })
+	err = tableEffect.Do(ctx, func() error { return b.writeTable(&h) })
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +203,31 @@ func (h *host) readKnown(link netlink.Link) error {
 		p := netip.PrefixFrom(ip.Unmap(), ones).Masked()
 		if !p.Addr().IsLinkLocalUnicast() && !slices.Contains(h.known, p) {
 			h.known = append(h.known, p)
+		}
+	}
+	return nil
+}
+
+// enslaveAll puts the links of the books' pods back into the bridge, which somebody deleted under them.
+func (b *Builtin) enslaveAll(h *host) error {
+	owners, err := b.addresses().owners()
+	if err != nil {
+		return err
+	}
+	all, err := h.links.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("cannot list links: %w", err)
+	}
+	outside := map[string]bool{}
+	for _, link := range all {
+		outside[link.Attrs().Name] = link.Attrs().MasterIndex != h.bridge.Index
+	}
+	for _, podID := range owners {
+		if name := linkName(podID); outside[name] {
+			outside[name] = false // a pod of two families is there twice
+			if err := h.enslave(podID); err != nil && !isLinkNotFound(err) {
+				return err
+			}
 		}
 	}
 	return nil

@@ -321,6 +321,10 @@ func TestBuiltinHealsHost(t *testing.T) {
 	}
 	w.expect(w.host, "tcp", "127.0.0.1:8080", "a", "")
 	w.run(w.host, "ip", "link", "del", b.Bridge)
+	if err := b.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(w.host, "tcp", "127.0.0.1:8080", "a", "")
 	attach(t, b, pod)
 	w.expect(w.host, "tcp", "127.0.0.1:8080", "a", "")
 }
