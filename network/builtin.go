@@ -88,7 +88,7 @@ func (b *Builtin) attach(ctx context.Context, pod Pod) (Result, error) {
 		err = portsEffect.Do(ctx, func() error { return b.mapPorts(ctx, h, pod.ID, wanted, addrs) })
 	}
 	if err == nil {
-		err = linkEffect.Do(ctx, func() error { return h.connect(pod, addrs, h.known, h.mtu) })
+		err = linkEffect.Do(ctx, func() error { return h.connect(pod, addrs, h.known, b.mtu(h)) })
 	}
 	if err == nil && limits != (Bandwidth{}) {
 		err = bandwidthEffect.Do(ctx, func() error { return h.limit(pod, limits) })
@@ -302,9 +302,10 @@ func (b *Builtin) Info() map[string]any {
 		info["addressesInUse"] = len(owners)
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.current != nil {
-		info["mtu"] = b.current.mtu
+	h := b.current
+	b.mu.Unlock()
+	if h != nil {
+		info["mtu"] = b.mtu(h)
 	}
 	return info
 }

@@ -28,7 +28,6 @@ type host struct {
 	links   *netlink.Handle
 	rules   *rules
 	bridge  bridge
-	mtu     int
 	subnets []netip.Prefix // for new pods
 	known   []netip.Prefix // these and earlier ones that pods may still use
 }
@@ -121,12 +120,9 @@ func (h *host) up() bool {
 
 func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix) (*host, error) {
 	h := *old
-	h.subnets, h.mtu = subnets, b.MTU
-	if h.mtu == 0 {
-		h.mtu = h.uplinkMTU()
-	}
+	h.subnets = subnets
 	err := bridgeEffect.Do(ctx, func() error {
-		if err := h.bringUpBridge(); err != nil {
+		if err := h.bringUpBridge(b.mtu(&h)); err != nil {
 			return err
 		}
 		b.setSysctls(&h)
@@ -165,9 +161,9 @@ func (b *Builtin) writeTable(h *host) error {
 // bringUpBridge makes the bridge, or completes it. Its MAC address is set, since a bridge without one takes the
 // lowest of its ports', and the gateway would change its face whenever a pod comes or goes. Addresses of earlier
 // ranges stay on the bridge, which is how those ranges are known.
-func (h *host) bringUpBridge() error {
+func (h *host) bringUpBridge(mtu int) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = h.bridge.Name, h.mtu, hardwareAddr(gateway(h.subnets[0]))
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = h.bridge.Name, mtu, hardwareAddr(gateway(h.subnets[0]))
 	err := h.links.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("cannot create bridge %s: %w", h.bridge.Name, err)
@@ -231,6 +227,14 @@ func (b *Builtin) enslaveAll(h *host) error {
 		}
 	}
 	return nil
+}
+
+// mtu is for pods that come now: at boot the engine is often up before the uplink.
+func (b *Builtin) mtu(h *host) int {
+	if b.MTU > 0 {
+		return b.MTU
+	}
+	return h.uplinkMTU()
 }
 
 // uplinkMTU asks the routing table where a packet to the outside would go; the addresses are those reserved for

@@ -186,6 +186,21 @@ func TestBuiltinMasqueradeAndMTU(t *testing.T) {
 	}
 }
 
+// The engine is often up before the uplink is.
+func TestBuiltinMTUFollowsTheUplink(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin("10.211.24.0/24")
+	if err := b.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	w.outside()
+	pod := w.pod("a")
+	attach(t, b, pod)
+	if out := w.run(pod.NetNS, "ip", "link", "show", "eth0"); !strings.Contains(out, "mtu 1400") {
+		t.Errorf("the uplink that came later has 1400: %s", out)
+	}
+}
+
 // A pod that plays the router must not get the node's own IPv6 traffic, also where pods have IPv4 only (CVE-2020-10749).
 func TestBuiltinPodIsNoRouter(t *testing.T) {
 	for _, subnets := range [][]string{{"10.211.25.0/24"}, {"10.211.25.0/24", "fd00:211:25::/64"}} {
