@@ -110,7 +110,7 @@ func (b *Builtin) address(h *host, podID string) ([]netip.Addr, error) {
 	if err := book.release(podID); err != nil {
 		return nil, err
 	}
-	return book.reserve(podID, h.subnets)
+	return book.reserve(podID, h.subnets, h.known)
 }
 
 // mapPorts writes the ports down and then opens them.

@@ -66,7 +66,8 @@ func (a addresses) of(podID string, subnets []netip.Prefix) ([]netip.Addr, error
 // reserve gives the pod one address of each subnet, all with the same host number: so an IPv6 address always goes
 // with the same IPv4 address, and with the one MAC address derived from it, and no neighbour's cache goes stale. The
 // search starts behind the address that was given out last, so that a released address rests for as long as possible.
-func (a addresses) reserve(podID string, subnets []netip.Prefix) ([]netip.Addr, error) {
+// known are the ranges on the bridge: what an earlier one reserved may lie in the middle of a later one.
+func (a addresses) reserve(podID string, subnets, known []netip.Prefix) ([]netip.Addr, error) {
 	owners, err := a.owners()
 	if err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func (a addresses) reserve(podID string, subnets []netip.Prefix) ([]netip.Addr, 
 	for i := range size {
 		number := firstHost + (first-firstHost+i)%size
 		candidates := numbered(subnets, number)
-		if slices.ContainsFunc(candidates, func(c netip.Addr) bool { return owners[c] != "" }) {
+		if slices.ContainsFunc(candidates, func(c netip.Addr) bool { return owners[c] != "" || reserved(c, known) }) {
 			continue
 		}
 		taken, err := a.take(podID, candidates)
@@ -176,6 +177,14 @@ func numbered(subnets []netip.Prefix, number uint64) []netip.Addr {
 		list[i] = hostAddress(p, number)
 	}
 	return list
+}
+
+// reserved says whether an address is one of those that no pod of its range gets.
+func reserved(addr netip.Addr, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool {
+		broadcast := p.Addr().Is4() && addr == hostAddress(p, 1<<(32-p.Bits())-1)
+		return addr == p.Masked().Addr() || addr == gateway(p) || broadcast
+	})
 }
 
 func gateway(p netip.Prefix) netip.Addr { return hostAddress(p, 1) }

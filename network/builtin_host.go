@@ -119,6 +119,9 @@ func (h *host) up() bool {
 }
 
 func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix) (*host, error) {
+	if err := b.checkRange(subnets); err != nil {
+		return nil, err
+	}
 	h := *old
 	h.subnets = subnets
 	err := bridgeEffect.Do(ctx, func() error {
@@ -199,6 +202,20 @@ func (h *host) readKnown(link netlink.Link) error {
 		p := netip.PrefixFrom(ip.Unmap(), ones).Masked()
 		if !p.Addr().IsLinkLocalUnicast() && !slices.Contains(h.known, p) {
 			h.known = append(h.known, p)
+		}
+	}
+	return nil
+}
+
+// checkRange refuses a range that gives an address of a running pod, from an earlier range, another meaning.
+func (b *Builtin) checkRange(subnets []netip.Prefix) error {
+	owners, err := b.addresses().owners()
+	if err != nil {
+		return err
+	}
+	for addr, podID := range owners {
+		if reserved(addr, subnets) {
+			return fmt.Errorf("cannot use pod range %v: pod %s has %s from an earlier one, which is network, gateway or broadcast address now", subnets, podID, addr)
 		}
 	}
 	return nil

@@ -545,6 +545,37 @@ func TestBuiltinPodCIDR(t *testing.T) {
 	}
 }
 
+// Ranges can overlap. What is gateway or broadcast address in one of them is no pod's in another.
+func TestBuiltinPodCIDROverlaps(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin()
+	next := func(cidr string) (Pod, netip.Addr) {
+		t.Helper()
+		if err := b.SetPodCIDR(cidr); err != nil {
+			t.Fatal(err)
+		}
+		pod := w.pod(strings.ReplaceAll(cidr, "/", "-"))
+		return pod, attach(t, b, pod).IPs[0]
+	}
+	next("10.211.26.16/30") // the bridge has .17, the pod .18, and .19 is the broadcast address
+	last := netip.MustParseAddr("10.211.26.15")
+	b.last.Store(&last)
+	holder, got := next("10.211.26.0/24")
+	if got != netip.MustParseAddr("10.211.26.20") {
+		t.Errorf("behind the earlier range: got %s", got)
+	}
+	if err := b.SetPodCIDR("10.211.26.20/30"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Ready(); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), holder.ID) {
+		t.Errorf("a range whose network address is a pod's: %v", err)
+	}
+	detach(t, b, holder)
+	if err := b.Ready(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A client that never stops sending must find the new pod behind the port, not the old one's address.
 func TestBuiltinUDPFollowsThePod(t *testing.T) {
 	w := newWorld(t)
@@ -671,7 +702,7 @@ func TestAddressBook(t *testing.T) {
 	book := addresses{t.TempDir(), new(atomic.Pointer[netip.Addr])}
 	both := []netip.Prefix{netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("10.211.19.248/29")}
 	ids := []string{randomID(), randomID()}
-	first, err := book.reserve(ids[0], both)
+	first, err := book.reserve(ids[0], both, both)
 	if err != nil || fmt.Sprint(first) != "[fd00:1::2 10.211.19.250]" {
 		t.Fatalf("%v %v", first, err)
 	}
@@ -679,7 +710,7 @@ func TestAddressBook(t *testing.T) {
 		t.Errorf("reserved %v, holds %v", first, held)
 	}
 	os.Symlink("stranger", filepath.Join(book.dir, "10.211.19.251")) // of one family only
-	second, err := book.reserve(ids[1], both)
+	second, err := book.reserve(ids[1], both, both)
 	if err != nil || fmt.Sprint(second) != "[fd00:1::4 10.211.19.252]" {
 		t.Errorf("%v %v", second, err)
 	}
