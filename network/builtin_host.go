@@ -314,8 +314,8 @@ func elementsOf(list []mapping, addrs []netip.Addr) (map[string][]nftables.SetEl
 	return all, nil
 }
 
-// merge leaves out a second element of one key: names like "any" and "0.0.0.0" can stand in the book side by side
-// after two pods asked at once and were both refused, and the kernel would refuse the whole table.
+// merge leaves out a second element of one key: a pod may ask for a port on any address and on 0.0.0.0, and the kernel would
+// refuse the whole table if they led to different places.
 func merge(all, more map[string][]nftables.SetElement, taken map[string]bool) {
 	for name, list := range more {
 		for _, e := range list {

@@ -53,15 +53,9 @@ func (p ports) of(podID string) ([]mapping, error) {
 	return mine, nil
 }
 
-// reserve writes the pod's ports down. It links first and looks for overlaps (any address against one address)
-// afterwards: two pods at once may both be refused, and never both be served. What it linked before an error is
-// given back by release.
+// reserve writes the pod's ports down, if they overlap with nobody's: any address with one address, too. The host's turn
+// keeps others out. What it linked before an error is given back by release.
 func (p ports) reserve(podID string, wanted []Port) error {
-	for _, port := range wanted {
-		if err := p.link(mapping{port, podID}); err != nil {
-			return err
-		}
-	}
 	all, err := p.all()
 	if err != nil {
 		return err
@@ -71,6 +65,11 @@ func (p ports) reserve(podID string, wanted []Port) error {
 			if other.PodID != podID && overlap(port, other.Port) {
 				return fmt.Errorf("%w: %s is held by pod %s as %s", ErrPortTaken, describe(port), other.PodID, describe(other.Port))
 			}
+		}
+	}
+	for _, port := range wanted {
+		if err := p.link(mapping{port, podID}); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -723,6 +723,22 @@ func TestAddressBook(t *testing.T) {
 	}
 }
 
+// A pod that is refused holds nothing: rules that are written from the book at that moment could lead to it.
+func TestPortBook(t *testing.T) {
+	book := ports{t.TempDir()}
+	holder, late := randomID(), randomID()
+	if err := book.reserve(holder, []Port{{Protocol: "tcp", HostPort: 80, ContainerPort: 80}}); err != nil {
+		t.Fatal(err)
+	}
+	wanted := []Port{{Protocol: "tcp", HostPort: 81, ContainerPort: 81}, {Protocol: "tcp", HostIP: netip.IPv4Unspecified(), HostPort: 80, ContainerPort: 80}}
+	if err := book.reserve(late, wanted); !errors.Is(err, ErrPortTaken) {
+		t.Errorf("got %v", err)
+	}
+	if held, err := book.of(late); err != nil || len(held) > 0 {
+		t.Errorf("holds %v, %v", held, err)
+	}
+}
+
 func TestSubnets(t *testing.T) {
 	for cidr, want := range map[string]string{
 		"10.1.2.3/16":             "[10.1.0.0/16]",
