@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 // Watch is the network configuration in use and what keeps it up to date.
@@ -49,19 +51,26 @@ func (c *CNI) startWatch() {
 	c.watch.err = fmt.Errorf("%w: not loaded yet", ErrNotReady)
 	events, err := fsnotify.NewWatcher()
 	if err != nil {
-		c.log().Warn("cannot watch for CNI configurations; reading the directory on every question instead", "dir", c.ConfDir, "error", err)
+		c.warnUnwatched(err)
 		return
 	}
 	c.watch.events = events
 	go c.follow(events)
 }
 
+func (c *CNI) warnUnwatched(err error) {
+	c.log().Warn("cannot watch for CNI configurations; reading the directory on every question instead", "dir", c.ConfDir, "error", err)
+}
+
 // settle is how long the directory must be quiet before it is read: a file is created, written and closed in steps.
 const settle = 50 * time.Millisecond
 
-// follow reloads when something changed, until Close.
+// follow reloads when something changed, until Close, or until a watch cannot be had: machines run out of them
+// (fs.inotify.max_user_watches), and what is not watched would be taken to be as it was for ever.
 func (c *CNI) follow(events *fsnotify.Watcher) {
-	c.rewatch(events)
+	if !c.rewatch(events) {
+		return
+	}
 	c.reload()
 	quiet := time.NewTimer(settle)
 	quiet.Stop()
@@ -80,7 +89,9 @@ func (c *CNI) follow(events *fsnotify.Watcher) {
 			}
 			quiet.Reset(settle)
 		case <-quiet.C:
-			c.rewatch(events)
+			if !c.rewatch(events) {
+				return
+			}
 			c.reload()
 		}
 	}
@@ -88,16 +99,33 @@ func (c *CNI) follow(events *fsnotify.Watcher) {
 
 // rewatch watches the directory and all its parents. A directory that is removed takes its watch with it, and only
 // its parent tells when it is made again, which may be gone too. It goes from the root down: a directory made
-// meanwhile is either there when its turn comes, or announced by its parent, which is watched already.
-func (c *CNI) rewatch(events *fsnotify.Watcher) {
+// meanwhile is either there when its turn comes, or announced by its parent, which is watched already. When that fails, it
+// gives up watching and returns false.
+func (c *CNI) rewatch(events *fsnotify.Watcher) bool {
 	chain := []string{filepath.Clean(c.ConfDir)}
 	for dir := chain[0]; dir != filepath.Dir(dir); {
 		dir = filepath.Dir(dir)
 		chain = append(chain, dir)
 	}
 	for _, dir := range slices.Backward(chain) {
-		events.Add(dir)
+		err := events.Add(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			c.unwatch(events, err)
+			return false
+		}
 	}
+	return true
+}
+
+func (c *CNI) unwatch(events *fsnotify.Watcher, err error) {
+	c.watch.mu.Lock()
+	defer c.watch.mu.Unlock()
+	if c.watch.closed {
+		return
+	}
+	c.watch.events = nil
+	events.Close()
+	c.warnUnwatched(err)
 }
 
 // concerns says whether a path is the directory, above it or right below it.

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
 )
 
 const capable = `"capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true,"io.kubernetes.cri.pod-annotations":true}`
@@ -307,6 +309,27 @@ func TestCNIWatch(t *testing.T) {
 	eventually(t, "another in its place", is("e"))
 	s.list("10-e.conflist", "f", "1.0.0", `"type":"player1"`)
 	eventually(t, "a change in that one", is("f"))
+}
+
+// A machine can run out of inotify watches when a directory is watched, not only when the first one is.
+func TestCNIWatchFails(t *testing.T) {
+	s := newStage(t, "player1")
+	c := s.cni(t)
+	s.list("10-a.conflist", "a", "1.0.0", `"type":"player1"`)
+	events, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	events.Close() // from here on Add fails
+	c.watch.started, c.watch.events = true, events
+	c.follow(events)
+	for _, name := range []string{"a", "b"} {
+		s.list("10-a.conflist", name, "1.0.0", `"type":"player1"`)
+		list, err := c.network()
+		if err != nil || list.Name != name {
+			t.Errorf("got %v, %v; want network %s", list, err, name)
+		}
+	}
 }
 
 func TestCNIStatus(t *testing.T) {
