@@ -185,13 +185,13 @@ func livingNetNS(path string) string {
 	return path
 }
 
-// Sweep runs DEL for every record whose pod is not live.
+// Sweep runs DEL for every record whose pod is not live, and removes what a killed daemon left of writing one.
 func (c *CNI) Sweep(ctx context.Context, live func(podID string) bool) error {
 	ids, err := c.recorded("")
 	if err != nil {
 		return fmt.Errorf("cannot sweep CNI networks: %w", err)
 	}
-	var errs []error
+	errs := []error{c.removeHalfWritten(live)}
 	for _, id := range ids {
 		if !live(id) {
 			errs = append(errs, c.Detach(ctx, Pod{ID: id}))

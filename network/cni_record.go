@@ -158,6 +158,26 @@ func (c *CNI) remove(podID string) error {
 	return err
 }
 
+// removeHalfWritten removes temporary files of internal/atomicfile, ".ID.json.1234". A living pod's may be in use just now.
+func (c *CNI) removeHalfWritten(live func(podID string) bool) error {
+	entries, err := os.ReadDir(c.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		id, _, temporary := strings.Cut(e.Name(), recordSuffix+".")
+		id, hidden := strings.CutPrefix(id, ".")
+		if !temporary || !hidden || live(id) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(c.Dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // recorded lists the pods that have a record, or with a further suffix those whose record was set aside.
 func (c *CNI) recorded(further string) ([]string, error) {
 	entries, err := os.ReadDir(c.Dir)

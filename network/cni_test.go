@@ -197,6 +197,31 @@ func TestCNIDelFailsForAWhile(t *testing.T) {
 	expectNoRecords(t, c)
 }
 
+// A daemon can be killed between the two halves of writing a record.
+func TestCNISweepsHalfWrittenRecords(t *testing.T) {
+	s := newStage(t, "player1")
+	s.list("10-a.conflist", "green", "1.0.0", `"type":"player1"`)
+	c := s.cni(t)
+	alive, dead := fakePod(), fakePod()
+	attach(t, c, alive)
+	for _, pod := range []Pod{alive, dead} {
+		if err := os.WriteFile(filepath.Join(c.Dir, "."+pod.ID+".json.1234"), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	live := func(id string) bool { return id == alive.ID }
+	for _, want := range []int{1, 0} {
+		if err := c.Sweep(t.Context(), live); err != nil {
+			t.Error(err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(c.Dir, ".*")); len(left) != want {
+			t.Errorf("left: %v, want %d", left, want)
+		}
+		live = func(string) bool { return false }
+	}
+	expectNoRecords(t, c)
+}
+
 // The caller of an ADD may go; the DEL that follows must run all the same.
 func TestCNICallerGoes(t *testing.T) {
 	s := newStage(t, "player1")
