@@ -112,13 +112,16 @@ func (h *helper) start(program string, stdin *os.File, args []string) (*os.File,
 }
 
 func (h *helper) wait(out *os.File) {
-	defer out.Close()
-	text, readErr := io.ReadAll(io.LimitReader(out, answerLimit))
+	text, readErr := io.ReadAll(io.LimitReader(out, answerLimit+1))
+	if len(text) > answerLimit {
+		readErr = fmt.Errorf("its answer is longer than %d bytes", answerLimit)
+	}
+	out.Close() // a helper with more to say would wait for a reader
 	state, err := h.process.Wait()
 	switch {
-	case err != nil:
 	case readErr != nil:
 		err = readErr
+	case err != nil:
 	case !state.Success():
 		err = errors.New(state.String())
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,8 +17,12 @@ import (
 // The test binary plays the helper, as the shim does in the engine.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == Mode {
-		if os.Args[2] == "hang" {
+		switch os.Args[2] {
+		case "hang":
 			time.Sleep(time.Hour)
+		case "chatter":
+			os.Stdout.Write(make([]byte, 2*answerLimit))
+			os.Exit(0)
 		}
 		if err := Help(os.Args[2:], os.Stdout); err != nil {
 			os.Exit(1)
@@ -72,6 +77,16 @@ func TestHelperAndCacheAgree(t *testing.T) {
 	}
 	if m, err := resolve("/proc/self/mountinfo"); err != nil || m.Mount.Type != "proc" || m.Mount.Point != "/proc" {
 		t.Errorf("mount: %+v, %v", m, err)
+	}
+}
+
+// An answer that is too long is an error, and no storage that does not answer.
+func TestAnswerThatIsTooLong(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := finder(t).ask(ctx, &Path{}, "/dev", "chatter", "/dev")
+	if err == nil || errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("got %v", err)
 	}
 }
 
