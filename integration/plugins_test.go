@@ -103,10 +103,14 @@ func (p *troupe) runTroubled(name string) error {
 // noLeases checks host-local's books.
 func (p *troupe) noLeases() {
 	p.t.Helper()
-	files, _ := filepath.Glob(filepath.Join(p.Base, "ipam", "*", "*.*.*.*"))
-	if len(files) > 0 {
-		p.t.Errorf("addresses are still taken: %v", files)
+	if leases := p.leases(); len(leases) > 0 {
+		p.t.Errorf("addresses are still taken: %v", leases)
 	}
+}
+
+func (p *troupe) leases() []string {
+	files, _ := filepath.Glob(filepath.Join(p.Base, "ipam", "*", "*.*.*.*"))
+	return files
 }
 
 // TestPluginTrouble: what a CNI plugin says reaches the kubelet's event, it blocks no other pod, and nothing is left of its
@@ -214,6 +218,34 @@ func TestPluginFailsInDel(t *testing.T) {
 			p.noLeases()
 		})
 	}
+}
+
+// TestPluginFailsInSweep: the address of a pod whose record a power cut took is freed as soon as the plugin can, which after a boot
+// is some time later. Nobody asks for it again.
+func TestPluginFailsInSweep(t *testing.T) {
+	p := startTroupe(t)
+	must(t, p.runTroubled("lost"))
+	pods, err := p.Runtime.ListPodSandbox(p.ctx(), &cri.ListPodSandboxRequest{})
+	must(t, err)
+	id := pods.Items[0].Id
+	p.part("DEL", "fail")
+	must(t, p.Kill())
+	must(t, os.RemoveAll(filepath.Join(p.Root(), "pods", id)))
+	must(t, p.Start())
+	p.eventually(20*time.Second, func() error {
+		calls, err := os.ReadFile(filepath.Join(p.plugins, "actor.calls"))
+		if err == nil && !strings.Contains(string(calls), "DEL "+id) {
+			err = fmt.Errorf("the plugin was not asked")
+		}
+		return err
+	})
+	p.part("DEL", "")
+	p.eventually(20*time.Second, func() error {
+		if leases := p.leases(); len(leases) > 0 {
+			return fmt.Errorf("addresses are still taken: %v", leases)
+		}
+		return nil
+	})
 }
 
 // TestPluginHangsBesideOthers: while one pod waits for a plugin that hangs, others come and go.

@@ -128,7 +128,7 @@ func (p *Pods) Open(ctx context.Context) *Containers {
 			p.inBackground(ctx, "remove a container without a pod", c.id, c.discard)
 		}
 	}
-	p.inBackground(ctx, "sweep what belongs to nobody", "", p.sweep)
+	p.inBackground(ctx, "sweep what belongs to nobody", "", p.sweepAll)
 	return &Containers{p}
 }
 

@@ -20,6 +20,19 @@ var sweepOrphan = effect.New(sweepOrphanName)
 
 var idShape = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
+// sweepAll sweeps until nothing refuses to go: after a reboot CNI plugins often need a daemon that is a pod itself, and comes up
+// after us. Nobody else asks again for what has no record.
+func (p *Pods) sweepAll(ctx context.Context) error {
+	for pause := time.Second; ; pause = min(2*pause, 5*time.Minute) {
+		err := p.sweep(ctx)
+		if err == nil {
+			return nil
+		}
+		p.Log.Error("cannot sweep all that belongs to nobody; it is tried again", "after", pause, "error", err)
+		time.Sleep(pause)
+	}
+}
+
 // sweep removes effects that carry our naming and have no record: the record is written first and deleted last, so
 // they are what a power cut or a lost root directory left. It runs through the same undo steps as any teardown.
 func (p *Pods) sweep(ctx context.Context) error {
