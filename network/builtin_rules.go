@@ -55,13 +55,18 @@ var protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP
 // of a Detach. After an error it is closed, since an answer may be left in it that the next call would take for its own.
 func (r *rules) dial() (*nftables.Conn, error) {
 	if r.conn == nil {
-		conn, err := nftables.New(nftables.WithNetNSFd(r.ns), nftables.AsLasting())
+		conn, err := nftables.New(nftables.WithNetNSFd(r.ns), nftables.AsLasting(), nftables.WithSockOptions(holdWholeTable))
 		if err != nil {
 			return nil, fmt.Errorf("cannot talk to nftables: %w", err)
 		}
 		r.conn = conn
 	}
 	return r.conn, nil
+}
+
+// holdWholeTable makes room for a transaction, which is sent as one message: the usual buffer holds some 1900 host ports.
+func holdWholeTable[C interface{ SetWriteBuffer(bytes int) error }](conn C) error {
+	return conn.SetWriteBuffer(8 << 20)
 }
 
 func (r *rules) close() {

@@ -264,7 +264,7 @@ func TestBuiltinManyHostPorts(t *testing.T) {
 	w := newWorld(t)
 	b := w.builtin("10.211.21.0/24", "fd00:211:21::/64")
 	var ports []Port
-	for i := range 800 {
+	for i := range 2500 {
 		ports = append(ports, Port{HostPort: uint16(8000 + i), ContainerPort: 80})
 	}
 	pod := w.pod("media", ports...)
@@ -275,7 +275,7 @@ func TestBuiltinManyHostPorts(t *testing.T) {
 	if err := b.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	for _, port := range []int{8000, 8799} {
+	for _, port := range []int{8000, 10499} {
 		w.expect(w.host, "tcp", fmt.Sprint("127.0.0.1:", port), "media", "")
 	}
 	detach(t, b, pod)
