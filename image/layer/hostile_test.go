@@ -51,6 +51,11 @@ func patched(offset int, text string) func([]byte) []byte {
 	}
 }
 
+// second applies damage to the second header, behind a file of up to 512 bytes.
+func second(damage func([]byte) []byte) func([]byte) []byte {
+	return func(data []byte) []byte { return append(data[:1024:1024], damage(data[1024:])...) }
+}
+
 func checksummed(data []byte) []byte {
 	copy(data[148:156], "        ")
 	sum := 0
@@ -133,6 +138,7 @@ var hostiles = []hostile{
 
 	{name: "huge size", items: []item{file("f", "")}, raw: patched(124, "77777777777\x00"), lim: Limits{Bytes: 1 << 20}, err: ErrLimit},
 	{name: "huge binary size", items: []item{file("f", "")}, raw: patched(124, "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff"), err: ErrLimit},
+	{name: "sum of sizes beyond the largest number", items: []item{file("a", "x"), file("b", "")}, raw: second(patched(124, "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff")), err: ErrLimit},
 	{name: "negative size", items: []item{file("f", "")}, raw: patched(124, strings.Repeat("\xff", 12)), err: tar.ErrHeader},
 	{name: "size beyond the end", items: []item{file("f", "x")}, raw: patched(124, "00000100000\x00"), err: io.ErrUnexpectedEOF},
 	{name: "sum of sizes", items: repeat(20, func(i int) item { return file(fmt.Sprint(i), strings.Repeat("x", 1000)) }), lim: Limits{Bytes: 10_000}, err: ErrLimit},

@@ -185,10 +185,12 @@ func (u *unpacker) drain(stream io.Reader) error {
 	}
 }
 
+// spend compares before it adds: a header may claim so many bytes that the sum would be negative, and no limit from then on.
 func (u *unpacker) spend(n int64) error {
-	if u.written += n; u.written > u.limits.Bytes {
+	if n > u.limits.Bytes-u.written {
 		return fmt.Errorf("%w: more than %d bytes unpacked", ErrLimit, u.limits.Bytes)
 	}
+	u.written += n
 	return nil
 }
 
