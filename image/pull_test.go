@@ -203,6 +203,26 @@ func TestPullReadsOnFromServerWithoutRanges(t *testing.T) {
 	}
 }
 
+// TestPullIsContentWithAllBytes: a connection that breaks behind the last byte is not read on from there, which no range can say.
+func TestPullIsContentWithAllBytes(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	l := pack("gzip", file{"a", noise(2, 100<<10), 0})
+	ref := h.push(t, "app:1", imageOf(t, "", l))
+	h.hand(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest.FromBytes(l.packed).String()) {
+			return false
+		}
+		if r.Header.Get("Range") != "" {
+			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+			return true
+		}
+		w.Write(l.packed) // in chunks, as no length is told
+		http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	pull(t, s, ref)
+}
+
 func TestPullGivesUpWithoutProgress(t *testing.T) {
 	h, s := newHub(t), newStore(t)
 	ref := h.push(t, "app:1", imageOf(t, "", pack("", file{"big", noise(2, 1<<20), 0}), pack("gzip", file{"other", "x", 0})))

@@ -128,10 +128,10 @@ func (b *blobReader) Read(p []byte) (int, error) {
 			return 0, fmt.Errorf("%w: blob %s is longer than the %d bytes of its manifest", ErrCorrupt, b.desc.Digest, b.desc.Size)
 		case n > 0:
 			return n, nil // an error, if it lasts, comes again
-		case err == io.EOF && b.at == b.desc.Size:
-			return 0, io.EOF
 		case err == nil:
 			continue
+		case b.at == b.desc.Size: // how the connection ends is nothing to a reader who has it all
+			return 0, io.EOF
 		}
 		if err := b.resume(err); err != nil {
 			return 0, err
