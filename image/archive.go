@@ -26,6 +26,7 @@ var spoolArchive = effect.New("image.spool")
 // and never become paths. The order of an archive's entries is arbitrary, so it is read whole before it is used.
 type archive struct {
 	dir   string
+	taken int                // entries so far; an archive may have several of one name, of which the last counts
 	files map[string]spooled // by clean path in the archive
 	links map[string]string  // symbolic and hard, to clean paths
 	blobs map[digest.Digest]spooled
@@ -63,7 +64,7 @@ func spool(ctx context.Context, r io.Reader, dir string) (*archive, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if len(a.files)+len(a.links) >= archiveEntries {
+		if a.taken++; a.taken > archiveEntries {
 			return nil, fmt.Errorf("cannot read the archive: more than %d files", archiveEntries)
 		}
 		if err := a.take(ctx, header, t); err != nil {
@@ -89,7 +90,7 @@ func (a *archive) take(ctx context.Context, header *tar.Header, r io.Reader) err
 func inArchive(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
 func (a *archive) store(ctx context.Context, name string, r io.Reader) error {
-	f, err := os.OpenFile(filepath.Join(a.dir, strconv.Itoa(len(a.files)+len(a.links))), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(filepath.Join(a.dir, strconv.Itoa(a.taken)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

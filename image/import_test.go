@@ -138,6 +138,23 @@ func TestImportLayout(t *testing.T) {
 	tidy(t, s, 3, 3)
 }
 
+// TestImportTakesTheLastOfOneName, as tar does: `tar -r` replaces a file by another of its name at the end.
+func TestImportTakesTheLastOfOneName(t *testing.T) {
+	img := imageOf(t, "", pack("", file{"a", "1", 0}))
+	config, err := img.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	list, err := s.Import(deadline(t), bytes.NewReader(tarOf(
+		file{"manifest.json", `[]`, 0}, file{"c", "old", 0}, file{"c", string(config), 0}, file{"l", string(pack("", file{"a", "1", 0}).plain), 0},
+		file{"manifest.json", `[{"Config":"c","RepoTags":["twice:1"],"Layers":["l"]}]`, 0})), nil)
+	if err != nil || len(list) != 1 || list[0].ID != idOf(t, img) {
+		t.Errorf("%v, %v", list, err)
+	}
+	tidy(t, s, 1, 1)
+}
+
 func TestImportRefusesBadArchives(t *testing.T) {
 	good := imageOf(t, "", pack("gzip", file{"a", noise(1, 100<<10), 0}))
 	blob := digestOf(t, good).Encoded()
