@@ -22,6 +22,10 @@ const dockerHub = "docker.io"
 
 var imageID = regexp.MustCompile(`^[a-f0-9]{64}$`)
 
+// hostName is what the kubelet takes for one (github.com/distribution/reference, regexp.go). It is also the name of a directory
+// with a hosts.toml, so it must not be "..".
+var hostName = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[a-fA-F0-9:]+\])(:[0-9]+)?$`)
+
 // ParseReference reads a reference as Kubernetes writes them (docker.io and library/ are implied, latest is the
 // default tag; of name:tag@digest only the digest counts, https://kubernetes.io/docs/concepts/containers/images/).
 // Errors are ErrReference.
@@ -86,7 +90,7 @@ func qualify(name string) Reference {
 
 func (r Reference) check(tag string) error {
 	named := registry.Reference{Registry: r.Registry, Repository: r.Repository}
-	if err := named.ValidateRegistry(); err != nil {
+	if !hostName.MatchString(r.Registry) {
 		return fmt.Errorf("%q is not a registry host name", r.Registry)
 	}
 	if err := named.ValidateRepository(); err != nil {
