@@ -167,6 +167,35 @@ func TestPullWithoutProgressEnds(t *testing.T) {
 	tidy(t, s, 0, 0)
 }
 
+// TestSilenceInsideADocumentEnds: what begins to answer and then says nothing holds a pull no longer than what refuses it.
+func TestSilenceInsideADocumentEnds(t *testing.T) {
+	origin, mirror, s := newHub(t), newHub(t), newStore(t)
+	s.answers = 2 * time.Second
+	img := imageOf(t, "", pack("gzip", file{"a", "1", 0}))
+	ref := origin.push(t, "app:1", img)
+	mirror.push(t, "app:1", img)
+	over := make(chan struct{})
+	defer close(over)
+	for what, path := range map[string]string{"manifest": "/manifests/" + digestOf(t, img).String(), "config": "/blobs/" + idOf(t, img).String()} {
+		silent := func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, path) {
+				return false
+			}
+			w.Header().Set("Content-Length", "500")
+			w.Write([]byte("{"))
+			http.NewResponseController(w).Flush()
+			<-over
+			return true
+		}
+		origin.hand(silent)
+		if _, err := s.Pull(deadline(t), ref, PullOptions{}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "no whole answer within 2s") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	writeHosts(t, s, "slow.example", fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", mirror.URL, origin.URL))
+	pull(t, s, "slow.example/app:1")
+}
+
 // TestSlowPullIsNeverKilled takes half as long again as a pull may take without progress.
 func TestSlowPullIsNeverKilled(t *testing.T) {
 	h, s := newHub(t), newStore(t)

@@ -51,6 +51,7 @@ type Store struct {
 	count      counters
 	windows    layer.Windows // of zstd layers being unpacked
 	patience   time.Duration // with a stalled connection; 0: stallLimit
+	answers    time.Duration // of one host, until a manifest or config is here; 0: documentLimit
 	idleLimit  time.Duration // of a whole pull; 0: idleLimit
 
 	mu     sync.Mutex // guards what follows; never held over disk or network

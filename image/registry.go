@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,10 @@ const (
 	configLimit   = 8 << 20 // bytes of an image's config document
 )
 
+// documentLimit is for all tries at one host to get a document, token and helper programs included. A pull has no other end
+// before its layers are under way: the kubelet waits as long as it takes.
+const documentLimit = 2 * time.Minute
+
 // remote is one repository as all its hosts offer it. It serves one pull, with that pull's credentials.
 type remote struct {
 	ref   Reference
@@ -33,6 +38,7 @@ type remote struct {
 	count *counters
 
 	patience time.Duration // stallLimit, but in tests
+	answers  time.Duration // documentLimit, likewise
 }
 
 // remote looks up the hosts of ref's registry and prepares their clients. Close it.
@@ -41,10 +47,7 @@ func (s *Store) remote(ref Reference, a *Auth) (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &remote{ref: ref, log: s.logger(), count: &s.count, patience: s.patience}
-	if r.patience == 0 {
-		r.patience = stallLimit
-	}
+	r := &remote{ref: ref, log: s.logger(), count: &s.count, patience: cmp.Or(s.patience, stallLimit), answers: cmp.Or(s.answers, documentLimit)}
 	for _, e := range list {
 		h, err := e.dial(ref, s.credentials(e, ref, a))
 		if err != nil {
@@ -86,6 +89,19 @@ func (r *remote) each(ctx context.Context, what string, able func(*host) bool, f
 	return failed
 }
 
+// answer is each for what comes whole, and soon or not at all.
+func (r *remote) answer(ctx context.Context, what string, able func(*host) bool, f func(context.Context, *host) error) error {
+	return r.each(ctx, what, able, func(h *host) error {
+		limited, stop := context.WithTimeout(ctx, r.answers)
+		defer stop()
+		err := f(limited, h)
+		if err != nil && limited.Err() != nil && ctx.Err() == nil {
+			return classed{fmt.Errorf("no whole answer within %v", r.answers), ErrUnavailable}
+		}
+		return err
+	})
+}
+
 func canResolve(h *host) bool { return h.resolve }
 func canPull(h *host) bool    { return h.pull }
 
@@ -96,7 +112,7 @@ func (r *remote) resolve(ctx context.Context) (desc ocispec.Descriptor, err erro
 	if r.ref.Digest != "" {
 		able = canPull // no trust is needed to name what is already named by its content
 	}
-	err = r.each(ctx, r.ref.String(), able, func(h *host) (err error) {
+	err = r.answer(ctx, r.ref.String(), able, func(ctx context.Context, h *host) (err error) {
 		desc, err = h.head(ctx, r.ref.identifier())
 		return err
 	})
@@ -105,7 +121,7 @@ func (r *remote) resolve(ctx context.Context) (desc ocispec.Descriptor, err erro
 
 // document fetches a manifest, index or config whole and verified.
 func (r *remote) document(ctx context.Context, d ocispec.Descriptor, kind string) (text []byte, err error) {
-	err = r.each(ctx, strings.TrimSuffix(kind, "s")+" "+d.Digest.String(), canPull, func(h *host) (err error) {
+	err = r.answer(ctx, strings.TrimSuffix(kind, "s")+" "+d.Digest.String(), canPull, func(ctx context.Context, h *host) (err error) {
 		text, err = h.document(ctx, kind, d)
 		return err
 	})
