@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -163,6 +164,28 @@ func TestPullNestedIndexesWithVariants(t *testing.T) {
 
 // TestPull32BitStandsIn: the 32-bit ancestor's image is taken where there is no other, where this machine runs such programs,
 // and where the pull named no platform.
+// TestIndexesWithoutEnd: an index of indexes without platforms is searched so far and no farther.
+func TestIndexesWithoutEnd(t *testing.T) {
+	entry := `{"digest":"` + digest.FromString("x").String() + `"}`
+	src := &counted{source: echo(`{"manifests":[` + strings.Repeat(entry+",", 999) + entry + `]}`)}
+	_, err := makePlan(t.Context(), src, ocispec.Descriptor{Digest: digest.FromString("x")}, thisMachine())
+	if !errors.Is(err, ErrCorrupt) || src.asked != manifestsPerPull {
+		t.Errorf("%d manifests fetched, %v", src.asked, err)
+	}
+}
+
+type counted struct {
+	source
+	asked int
+}
+
+func (c *counted) manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if c.asked++; c.asked > 10*manifestsPerPull {
+		return nil, errors.New("enough")
+	}
+	return c.source.manifest(ctx, d)
+}
+
 func TestPull32BitStandsIn(t *testing.T) {
 	h := newHub(t)
 	publish := func(name string, platforms ...string) string {

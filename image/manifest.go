@@ -112,7 +112,24 @@ func first(texts ...string) string {
 
 // makePlan reads manifests from desc down to the image for the platform.
 func makePlan(ctx context.Context, src source, desc ocispec.Descriptor, want ocispec.Platform) (*plan, error) {
-	return planBelow(ctx, src, desc, want, nesting)
+	return planBelow(ctx, &frugal{src, manifestsPerPull}, desc, want, nesting)
+}
+
+// manifestsPerPull bounds a search through indexes whose entries name no platform: nested ones can list more than anybody
+// could ever fetch.
+const manifestsPerPull = 256
+
+// frugal is a source that hands out so many manifests.
+type frugal struct {
+	source
+	left int
+}
+
+func (f *frugal) manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if f.left--; f.left < 0 {
+		return nil, fmt.Errorf("%w: no image for this platform among the first %d manifests of the index", ErrCorrupt, manifestsPerPull)
+	}
+	return f.source.manifest(ctx, d)
 }
 
 func planBelow(ctx context.Context, src source, desc ocispec.Descriptor, want ocispec.Platform, depth int) (*plan, error) {
