@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -207,6 +208,32 @@ func TestSlowPullIsNeverKilled(t *testing.T) {
 	if took := time.Since(begin); took < s.idleLimit {
 		t.Errorf("the pull took %v, which proves nothing", took)
 	}
+}
+
+// TestATrickleHoldsUpNobodyElse: zstd layers that a slow registry never ends take no other pull's windows.
+func TestATrickleHoldsUpNobodyElse(t *testing.T) {
+	slow, fast, s := newHub(t), newHub(t), newStore(t)
+	s.Parallel = 2 * cap(s.windows)
+	var layers []v1.Layer
+	for i := range s.Parallel {
+		layers = append(layers, pack("zstd", file{fmt.Sprint(i), noise(uint64(i), 1<<20), 0}))
+	}
+	ref := slow.push(t, "app:1", imageOf(t, "", layers...))
+	over := make(chan struct{})
+	slow.hand(paced(slow, func(at int) {
+		if at >= 256<<10 { // more than is read ahead
+			<-over
+		}
+	}))
+	ctx, giveUp := context.WithCancel(deadline(t))
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Pull(ctx, ref, PullOptions{}) })
+	defer wg.Wait()
+	defer giveUp()
+	defer close(over)
+	for until(t, func() bool { return len(s.windows) == cap(s.windows) }) {
+	}
+	pull(t, s, fast.push(t, "other:1", imageOf(t, "", pack("zstd", file{"a", "1", 0}), pack("zstd", file{"b", "2", 0}))))
 }
 
 func TestRetryAfter(t *testing.T) {

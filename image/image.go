@@ -49,7 +49,7 @@ type Store struct {
 	sweep      turn                           // of the one who empties the trash
 	background sync.WaitGroup                 // deletions
 	count      counters
-	windows    layer.Windows // of zstd layers being unpacked
+	windows    chan struct{} // places for zstd layers being unpacked, for all pulls
 	patience   time.Duration // with a stalled connection; 0: stallLimit
 	answers    time.Duration // of one host, until a manifest or config is here; 0: documentLimit
 	idleLimit  time.Duration // of a whole pull; 0: idleLimit

@@ -60,7 +60,7 @@ type blob struct {
 	artifact bool
 	file     string
 	limits   layer.Limits  // the store's
-	windows  layer.Windows // the store's
+	windows  layer.Windows // the store's and the pull's
 }
 
 func (p *plan) id() digest.Digest { return digest.FromBytes(p.config) }

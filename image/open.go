@@ -15,7 +15,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/evenkeel/evenkeel/image/layer"
 	"github.com/evenkeel/evenkeel/internal/effect"
 )
 
@@ -34,7 +33,7 @@ func (s *Store) Open(ctx context.Context) error {
 		return err
 	}
 	s.turn, s.sweep = make(turn, 1), make(turn, 1)
-	s.windows = make(layer.Windows, max(2, runtime.GOMAXPROCS(0))) // more would not be faster, and each costs 8 MiB
+	s.windows = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)) // with a pull's own one: more would not be faster, and each costs 8 MiB
 	s.mu.Lock()
 	s.chores, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.images, s.layers, s.holds = map[digest.Digest]*entry{}, map[digest.Digest]layerRecord{}, map[digest.Digest]int{}

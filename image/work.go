@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/evenkeel/evenkeel/image/layer"
 	"github.com/evenkeel/evenkeel/internal/effect"
 )
 
@@ -81,6 +82,7 @@ func (w *work) gather(ctx context.Context, layers []blob) error {
 		limit = defaultParallel
 	}
 	g.SetLimit(limit)
+	windows := layer.Windows{Shared: w.windows, Own: make(chan struct{}, 1)}
 	for _, l := range layers {
 		w.report(l, "waiting", 0)
 	}
@@ -89,7 +91,7 @@ func (w *work) gather(ctx context.Context, layers []blob) error {
 		if slices.ContainsFunc(layers[:i], same) {
 			continue // the same layer twice in one image
 		}
-		l.limits, l.windows = w.Limits, w.windows
+		l.limits, l.windows = w.Limits, windows
 		g.Go(func() error { return w.need(ctx, l) })
 	}
 	return g.Wait()

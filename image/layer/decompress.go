@@ -25,16 +25,19 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	return decompress(r, func(stream io.Reader) (io.ReadCloser, error) { return unzstd(stream, func() {}) })
 }
 
-// Windows bounds how many zstd streams are decoded at a time: as many as it has places. Each needs a window in memory,
-// 8 MiB as a rule, which the writer of the stream chose.
-type Windows chan struct{}
+// Windows bounds how many zstd streams are decoded at a time: as many as the channels have places. Each needs a window in
+// memory, 8 MiB as a rule, which the writer of the stream chose. Shared ones are for all pulls, Own ones for one alone: a
+// registry that trickles holds its place for hours, and must not hold up what comes from elsewhere.
+type Windows struct{ Shared, Own chan struct{} }
 
 // Decompress is the function of that name. If the stream is zstd it waits for a place, which Close gives back.
 func (w Windows) Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 	return decompress(r, func(stream io.Reader) (io.ReadCloser, error) {
 		select {
-		case w <- struct{}{}:
-			return unzstd(stream, func() { <-w })
+		case w.Shared <- struct{}{}:
+			return unzstd(stream, func() { <-w.Shared })
+		case w.Own <- struct{}{}:
+			return unzstd(stream, func() { <-w.Own })
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
