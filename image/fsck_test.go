@@ -104,6 +104,30 @@ func TestCheckFindsAndRepairsOneLayer(t *testing.T) {
 	tidy(t, s, 3, 6)
 }
 
+// TestAHealedImageLeavesMovedTags: the name that another image got while this one was broken stays there.
+func TestAHealedImageLeavesMovedTags(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	old := pull(t, s, h.push(t, "app:latest", imageOf(t, "", pack("gzip", file{"a", noise(1, 9000), 0}))))
+	wreck(t, filepath.Join(old.Layers[0].Dir, "a"))
+	if _, err := s.Check(t.Context(), false, nil); err != nil {
+		t.Fatal(err)
+	}
+	ref := h.push(t, "app:latest", imageOf(t, "", pack("gzip", file{"a", noise(2, 9000), 0})))
+	now := pull(t, s, ref)
+	if report, err := s.Check(t.Context(), true, nil); err != nil || len(report.Broken) != 0 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	for range 2 {
+		if got := s.mustGet(t, ref); got.ID != now.ID {
+			t.Errorf("%s is the healed image, not the one pulled last", ref)
+		}
+		if healed := s.mustGet(t, string(old.ID)); len(healed.Tags) != 0 {
+			t.Errorf("the healed image has tags %v", healed.Tags)
+		}
+		reopen(t, s)
+	}
+}
+
 func TestCheckFindsADamagedMend(t *testing.T) {
 	h, s := newHub(t), newStore(t)
 	img := pull(t, s, h.push(t, "app:1", imageOf(t, "", pack("gzip", file{"tmp/", "", 0o1777}), pack("gzip", file{"tmp/x", "1", 0}))))

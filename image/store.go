@@ -157,19 +157,21 @@ func (s *Store) FsInfo() (bytes, inodes uint64) {
 	return bytes, inodes
 }
 
-// enter puts a record into the index and takes its tags from the images that had them. It returns those images'
-// records as they are to be written now.
+// enter puts a record into the index and takes its tags from the images that had them, broken ones too: healed, they would
+// take the tags back. It returns those images' records as they are to be written now.
 func (s *Store) enter(r record) (img *Image, changed []record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, e := range s.images {
-		if id == r.ID || !slices.ContainsFunc(e.Tags, func(t string) bool { return slices.Contains(r.Tags, t) }) {
-			continue
+	for _, list := range []map[digest.Digest]*entry{s.images, s.broken} {
+		for id, e := range list {
+			if id == r.ID || !slices.ContainsFunc(e.Tags, func(t string) bool { return slices.Contains(r.Tags, t) }) {
+				continue
+			}
+			old := e.record
+			old.Tags = slices.DeleteFunc(slices.Clone(old.Tags), func(t string) bool { return slices.Contains(r.Tags, t) })
+			list[id] = s.entry(old)
+			changed = append(changed, old)
 		}
-		old := e.record
-		old.Tags = slices.DeleteFunc(slices.Clone(old.Tags), func(t string) bool { return slices.Contains(r.Tags, t) })
-		s.images[id] = s.entry(old)
-		changed = append(changed, old)
 	}
 	e := s.entry(r)
 	s.images[r.ID] = e

@@ -239,8 +239,10 @@ func (s *Store) nextSequence() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var highest uint64
-	for _, e := range s.images {
-		highest = max(highest, e.Sequence)
+	for _, list := range []map[digest.Digest]*entry{s.images, s.broken} {
+		for _, e := range list {
+			highest = max(highest, e.Sequence)
+		}
 	}
 	return highest + 1
 }
