@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,6 +126,24 @@ func TestAHealedImageLeavesMovedTags(t *testing.T) {
 			t.Errorf("the healed image has tags %v", healed.Tags)
 		}
 		reopen(t, s)
+	}
+}
+
+// TestAFailedPublishSparesALayerInUse: where the damaged layer cannot go aside it stays below its container.
+func TestAFailedPublishSparesALayerInUse(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	img := pull(t, s, h.push(t, "app:1", imageOf(t, "", pack("gzip", file{"a", noise(1, 9000), 0}))))
+	wreck(t, filepath.Join(img.Layers[0].Dir, "a"))
+	s.InUse = func() map[digest.Digest]bool { return map[digest.Digest]bool{img.Layers[0].DiffID: true} }
+	if err := errors.Join(os.Remove(s.aside()), os.WriteFile(s.aside(), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if report, _ := s.Check(t.Context(), true, nil); len(report.Broken) != 1 || !strings.Contains(report.Broken[0].Reason, "cannot publish layer") {
+		t.Errorf("%+v", report)
+	}
+	s.background.Wait()
+	if _, err := os.Stat(filepath.Join(img.Layers[0].Dir, "a")); err != nil {
+		t.Errorf("the layer below a container: %v", err)
 	}
 }
 

@@ -106,6 +106,11 @@ func (s *Store) dropDamaged(ctx context.Context, name string) error {
 	if id.Validate() != nil {
 		return s.discard(ctx, filepath.Join(s.Root, "layers", name))
 	}
+	return s.clearPlace(ctx, id)
+}
+
+// clearPlace is discard for a layer's place: containers may stand on what is there.
+func (s *Store) clearPlace(ctx context.Context, id digest.Digest) error {
 	return discardIngest.Do(context.WithoutCancel(ctx), func() error { return s.outOfTheWay(ctx, id) })
 }
 

@@ -159,7 +159,7 @@ func (w *work) publish(ctx context.Context, mend digest.Digest) error {
 			continue
 		}
 		if err := w.publishOne(ctx, id, dir); err != nil {
-			return errors.Join(fmt.Errorf("cannot publish layer %s: %w", id, err), w.discard(ctx, w.layerDir(id)))
+			return errors.Join(fmt.Errorf("cannot publish layer %s: %w", id, err), w.clearPlace(ctx, id))
 		}
 		moved = true
 	}
