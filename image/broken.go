@@ -24,7 +24,10 @@ import (
 // A damaged layer that containers stand on goes aside, not to the trash: taking files from below a running overlay would
 // turn one wrong byte into a broken pod. It stays until no container uses the layer, or until the next boot.
 
-var setAside = effect.New("image.layer.aside")
+var (
+	setAside     = effect.New("image.layer.aside")
+	condemnLayer = effect.New("image.layer.condemn")
+)
 
 // lacks names a layer of an image that is not in place, or nothing.
 func (s *Store) lacks(r record) digest.Digest {
@@ -55,8 +58,29 @@ func (s *Store) brokenNames(id digest.Digest) names {
 	return names{}
 }
 
-// condemn takes a damaged layer out of the index, and the images that need it out of the list. It returns them.
-func (s *Store) condemn(id digest.Digest) (images []*entry) {
+// condemn takes a damaged layer out of the index, and the images that need it out of the list. It returns them. In a turn of
+// its own, since whoever lists an image in his counts on its layers. The layer stays where it is, as containers may stand on
+// it, with a mark: the next start would take it for whole again.
+func (s *Store) condemn(ctx context.Context, id digest.Digest) ([]*entry, error) {
+	if err := s.turn.take(ctx); err != nil {
+		return nil, err
+	}
+	defer s.turn.give()
+	images := s.unlist(id)
+	err := condemnLayer.Do(ctx, func() error {
+		return errors.Join(os.WriteFile(filepath.Join(s.layerDir(id), damagedMark), nil, 0o600), syncDir(s.layerDir(id)))
+	})
+	if err != nil {
+		err = fmt.Errorf("cannot mark layer %s as damaged: %w", id, err)
+	}
+	return images, err
+}
+
+// damagedMark is a file beside layer.json.
+const damagedMark = "damaged"
+
+// unlist is condemn in memory.
+func (s *Store) unlist(id digest.Digest) (images []*entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.layers, id)

@@ -101,11 +101,12 @@ func (s *Store) checkOne(ctx context.Context, l layerRecord, report *Report) err
 	}
 	s.count.damaged.Add(1)
 	d := Damage{Layer: l.DiffID, Reason: err.Error(), InUse: s.InUse != nil && s.InUse()[l.DiffID]}
-	for _, e := range s.condemn(l.DiffID) {
+	images, failed := s.condemn(ctx, l.DiffID)
+	for _, e := range images {
 		d.Images = append(d.Images, e.image)
 		s.logger().Error("layer is damaged; its image is not listed until the layer has been fetched again",
 			"layer", l.DiffID, "image", e.ID, "tags", e.Tags, "in use", d.InUse, "error", err)
 	}
 	report.Damages = append(report.Damages, d)
-	return nil
+	return failed
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,6 +106,31 @@ func TestCheckFindsAndRepairsOneLayer(t *testing.T) {
 	tidy(t, s, 3, 6)
 }
 
+// TestDamageOutlivesARestart: what a check found damaged is not listed again because the daemon has forgotten it.
+func TestDamageOutlivesARestart(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	ref := h.push(t, "app:1", imageOf(t, "", pack("gzip", file{"a", noise(1, 9000), 0}), pack("zstd", file{"b", noise(2, 9000), 0})))
+	img := pull(t, s, ref)
+	wreck(t, filepath.Join(img.Layers[0].Dir, "a"))
+	h.hand(status("/", 503))
+	if report, err := s.Check(t.Context(), false, nil); err != nil || len(report.Broken) != 1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	for range 2 {
+		reopen(t, s)
+		s.background.Wait()
+		if _, err := s.Get(ref); !errors.Is(err, ErrNotFound) {
+			t.Errorf("an image with a damaged layer after a restart: %v", err)
+		}
+	}
+	h.hand(nil)
+	h.forget()
+	if text := content(t, pull(t, s, ref), 0, "a"); text != noise(1, 9000) || h.asked("/blobs/") != 2 { // the config and the layer
+		t.Errorf("not healed by its layer alone: %v", h.requests)
+	}
+	tidy(t, s, 1, 2)
+}
+
 // TestAHealedImageLeavesMovedTags: the name that another image got while this one was broken stays there.
 func TestAHealedImageLeavesMovedTags(t *testing.T) {
 	h, s := newHub(t), newStore(t)
@@ -126,6 +152,43 @@ func TestAHealedImageLeavesMovedTags(t *testing.T) {
 			t.Errorf("the healed image has tags %v", healed.Tags)
 		}
 		reopen(t, s)
+	}
+}
+
+// TestDamageFoundDuringAPull: an image is not listed that counted on a layer which a check condemned meanwhile.
+func TestDamageFoundDuringAPull(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	shared := pack("gzip", file{"a", noise(1, 9000), 0})
+	one := pull(t, s, h.push(t, "one:1", imageOf(t, "", shared)))
+	slow := pack("gzip", file{"b", "2", 0})
+	two := h.push(t, "two:1", imageOf(t, "", shared, slow))
+	asked, gate := make(chan struct{}), make(chan struct{})
+	h.hand(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.FromBytes(slow.packed).String()) {
+			close(asked)
+			<-gate
+		}
+		return false
+	})
+	done := make(chan error)
+	go func() {
+		_, err := s.Pull(deadline(t), two, PullOptions{})
+		done <- err
+	}()
+	<-asked
+	for until(t, func() bool { return s.Metrics().LayersReused == 1 }) {
+	}
+	wreck(t, filepath.Join(one.Layers[0].Dir, "a"))
+	if report, err := s.Check(t.Context(), false, nil); err != nil || len(report.Damages) != 1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	close(gate)
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "found damaged just now") {
+		t.Errorf("got %v", err)
+	}
+	h.hand(nil)
+	if text := content(t, pull(t, s, two), 0, "a"); text != noise(1, 9000) {
+		t.Error("the next pull did not bring the layer again")
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 
 // Store keeps images below one directory:
 //
-//	layers/<algorithm>-<hex>/fs       an unpacked layer, named by its diff ID; layer.json and recipe beside fs describe it
+//	layers/<algorithm>-<hex>/fs       an unpacked layer, named by its diff ID; layer.json and recipe beside fs describe it, damaged condemns it
 //	images/<hex>.json                 the record of an image; it exists only when all its layers are on disk
 //	ingest/                           work in progress; Open clears it
 //	trash/                            what is being deleted; Open goes on with it

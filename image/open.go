@@ -91,6 +91,9 @@ func (s *Store) loadLayers(ctx context.Context) error {
 		if bad == nil && filepath.Base(s.layerDir(l.DiffID)) != e.Name() {
 			bad = fmt.Errorf("it describes layer %s", l.DiffID)
 		}
+		if _, sound := os.Lstat(filepath.Join(dir, e.Name(), damagedMark)); bad == nil && !errors.Is(sound, fs.ErrNotExist) {
+			bad = errors.New("a check found it so")
+		}
 		if bad != nil {
 			s.logger().Warn("layer is damaged and will be fetched again when an image needs it", "layer", e.Name(), "error", bad)
 			err = errors.Join(err, s.dropDamaged(ctx, e.Name()))

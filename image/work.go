@@ -68,6 +68,9 @@ func (w *work) run(ctx context.Context, p *plan, called names) (*Image, error) {
 		r = old.record
 	}
 	r.add(w.brokenNames(r.ID))
+	if lost := w.lacks(r); lost != "" { // a check condemned it since it was gathered
+		return nil, fmt.Errorf("layer %s was found damaged just now; pull once more", lost)
+	}
 	return w.write(ctx, r, called)
 }
 
