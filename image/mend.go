@@ -186,8 +186,12 @@ func (s stack) hiddenLinks() (list []string) {
 	for i, t := range s {
 		for p := range t.implied {
 			for _, lower := range s[i+1:] {
-				info, err := os.Lstat(filepath.Join(lower.fs, p))
-				if err != nil {
+				above := lower.fs
+				if dir := filepath.Dir(p); dir != "." {
+					above, _ = lower.look(dir) // through no link: it would lead to this machine's own files, or to an automounter
+				}
+				info, err := os.Lstat(filepath.Join(above, filepath.Base(p)))
+				if above == "" || err != nil {
 					continue
 				}
 				if info.Mode().Type() == os.ModeSymlink {

@@ -62,6 +62,21 @@ func TestHiddenLinkIsTold(t *testing.T) {
 	}
 }
 
+// TestNoLinkLeadsOutOfTheLayers: whether a layer hides a link is asked of the layers below, not of the machine that a link of
+// theirs leads to.
+func TestNoLinkLeadsOutOfTheLayers(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	var log bytes.Buffer
+	s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	outside := t.TempDir()
+	mustDo(t, os.Symlink("x", filepath.Join(outside, "b")))
+	base := pack("gzip", file{"a", outside, linkMode})
+	pull(t, s, h.push(t, "app:1", imageOf(t, "", base, pack("gzip", file{"a/", "", 0o755}, file{"a/b/c", "1", 0}))))
+	if strings.Contains(log.String(), "path=a/b") {
+		t.Errorf("log: %s", log.String())
+	}
+}
+
 // TestImpliedDirectoryHidesALink: as with the overlay snapshotters of containerd, Docker and CRI-O, for which images are
 // made, the directory takes the place of the lower layer's link, and what the link led to stays where it is.
 func TestImpliedDirectoryHidesALink(t *testing.T) {
