@@ -55,17 +55,11 @@ func isFor(address, name string) bool {
 		address = "https://" + address
 	}
 	u, err := url.Parse(address)
-	return err == nil && dockerHub(u.Host) == dockerHub(registryOf(name))
-}
-
-// registryOf is the part of a reference before its first slash, if that is a host: it has a dot or a port, or is
-// localhost (distribution reference/normalize.go).
-func registryOf(name string) string {
-	host, _, found := strings.Cut(name, "/")
-	if found && (strings.ContainsAny(host, ".:") || host == "localhost") {
-		return host
+	if err != nil {
+		return false
 	}
-	return "docker.io"
+	ref, err := image.ParseReference(name) // as the pull will read it: what the two took for the registry must not differ
+	return err == nil && dockerHub(u.Host) == dockerHub(ref.Registry)
 }
 
 // dockerHub folds the names under which Docker's registry is known into one.

@@ -66,6 +66,7 @@ func TestAuth(t *testing.T) {
 		{"for this host", "reg.example:5000/web", &cri.AuthConfig{Username: "u", ServerAddress: "https://reg.example:5000/v2/"}, &image.Auth{Username: "u"}},
 		{"bare host", "reg.example:5000/web", &cri.AuthConfig{Username: "u", ServerAddress: "reg.example:5000"}, &image.Auth{Username: "u"}},
 		{"for Docker Hub", "library/web", &cri.AuthConfig{Username: "u", ServerAddress: "https://index.docker.io/v1/"}, &image.Auth{Username: "u"}},
+		{"for Docker Hub, pulling from a host in capitals", "Registry/web", &cri.AuthConfig{Username: "u", ServerAddress: "docker.io"}, nil},
 		{"for Docker Hub, pulling elsewhere", "localhost/web", &cri.AuthConfig{Username: "u", ServerAddress: "https://index.docker.io/v1/"}, nil},
 	} {
 		got, err := authOf(c.in, c.name)
