@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -55,8 +56,22 @@ func (p *Pods) newContainer(r containerRecord) *container {
 func (c *container) facts() *containerRecord { return c.record.Load() }
 func (c *container) markEnded()              { c.endOnce.Do(func() { close(c.ended) }) }
 
-// note writes what has happened, or is about to, before anybody can read it.
+// note writes what has happened, or is about to, before anybody can read it. What cannot be written does not count.
 func (c *container) note(ctx context.Context, e effect.Effect, change func(*containerRecord)) error {
+	return c.amend(ctx, e, change, false)
+}
+
+// noteAnyway is for what counts also where it cannot be written: that a process runs or has ended is true whatever the disk
+// says, and a full disk must not keep what is to be removed from it. The next record that is written holds it, too. If the
+// engine dies before, the shim or the exit file tells the same, and what was to be ended or removed is there for another request.
+func (c *container) noteAnyway(ctx context.Context, e effect.Effect, change func(*containerRecord)) {
+	err := c.amend(ctx, e, change, true)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // one that was refused before its first record has no place for any
+		c.Log.Error("cannot write the record of a container", "container", c.id, "error", err)
+	}
+}
+
+func (c *container) amend(ctx context.Context, e effect.Effect, change func(*containerRecord), anyway bool) error {
 	if err := c.writing.take(ctx); err != nil {
 		return err
 	}
@@ -64,15 +79,16 @@ func (c *container) note(ctx context.Context, e effect.Effect, change func(*cont
 	next := *c.facts()
 	change(&next)
 	next.Timeline = c.timeline.operations(e)
-	if err := e.Do(ctx, func() error { return writeRecord(c.containerRoot(c.id), &next) }); err != nil {
+	err := e.Do(ctx, func() error { return writeRecord(c.containerRoot(c.id), &next) })
+	if err != nil && !anyway {
 		return err
 	}
-	next.Timeline = nil
+	next.Timeline, next.unwritten = nil, err != nil
 	c.swap(&next)
 	if !next.FinishedAt.IsZero() {
 		c.markEnded()
 	}
-	return nil
+	return err
 }
 
 // state derives the CRI's state from the facts.

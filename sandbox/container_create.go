@@ -362,9 +362,7 @@ func (c *container) start(ctx context.Context) error {
 	if err != nil {
 		return c.failStart(ctx, 128, err)
 	}
-	if err := c.note(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = startedAt }); err != nil {
-		return err
-	}
+	c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = startedAt })
 	c.tellPlugins(ctx, ContainerStarted)
 	return nil
 }
@@ -376,11 +374,11 @@ func (c *container) failStart(ctx context.Context, code int, cause error) error 
 	}
 	ctx, end := undoing(ctx)
 	defer end()
-	noted := c.note(ctx, containerExited, func(r *containerRecord) {
+	c.noteAnyway(ctx, containerExited, func(r *containerRecord) {
 		if r.FinishedAt.IsZero() {
 			r.FinishedAt = time.Now()
 			r.Exit = exit{Code: int32(code), Reason: "StartError", Message: cause.Error()}
 		}
 	})
-	return errors.Join(fmt.Errorf("cannot start container %q (%s): %w", c.facts().Config.Message.Metadata.Name, c.id, cause), noted, c.release(ctx))
+	return errors.Join(fmt.Errorf("cannot start container %q (%s): %w", c.facts().Config.Message.Metadata.Name, c.id, cause), c.release(ctx))
 }

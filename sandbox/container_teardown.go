@@ -110,9 +110,7 @@ func (c *container) teardown(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	if !c.facts().Doomed {
-		if err := c.note(ctx, containerDoomed, func(r *containerRecord) { r.Doomed = true }); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot remove container %s: %w", c.id, err)
-		}
+		c.noteAnyway(ctx, containerDoomed, func(r *containerRecord) { r.Doomed = true })
 	}
 	if err := c.release(ctx); err != nil {
 		return fmt.Errorf("container %s is not removed completely: %w", c.id, err)
@@ -152,9 +150,10 @@ func (c *container) release(ctx context.Context) error {
 	killed := undoAll(context.WithoutCancel(ctx), kill)
 	ctx, end := undoing(ctx)
 	defer end()
-	if err := errors.Join(killed, c.settle(ctx)); err != nil {
-		return err // what follows would pull the ground from under a process that lives
+	if killed != nil {
+		return killed // what follows would pull the ground from under a process that lives
 	}
+	c.settle(ctx)
 	c.tellPlugins(ctx, ContainerStopped)
 	err := undoAll(ctx,
 		undo{containerDelete, c.deleteRuntimeState},
@@ -165,37 +164,42 @@ func (c *container) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r := c.facts(); r.unwritten && !r.Doomed {
+		return nil // the exit file stays as long as it knows more than the record; who removes the container comes by here again
+	}
 	if err := containerUndirs.Do(ctx, func() error { return os.RemoveAll(c.stateDir()) }); err != nil {
 		return err
 	}
 	if c.facts().Doomed { // the record itself goes next
 		return nil
 	}
-	err = c.note(ctx, containerReleased, func(r *containerRecord) { r.Released = true })
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it was refused before its first record
-	}
-	return err
+	c.noteAnyway(ctx, containerReleased, func(r *containerRecord) { r.Released = true })
+	return nil
 }
 
 // settle makes sure that the end of a container that ever existed is on record: as its shim reported it, else from the
 // exit file, else as unknown.
-func (c *container) settle(ctx context.Context) error {
+func (c *container) settle(ctx context.Context) {
+	if r := c.facts(); !r.CreatedAt.IsZero() && (r.FinishedAt.IsZero() || r.unwritten) {
+		c.finish(ctx, c.exit(ctx))
+	}
+}
+
+func (c *container) exit(ctx context.Context) shim.Exit {
 	r := c.facts()
-	if r.CreatedAt.IsZero() || !r.FinishedAt.IsZero() {
-		return nil
-	}
-	if r.StartFault != "" {
-		return c.finish(ctx, shim.Exit{Known: true, Code: r.StartCode, At: time.Now()})
-	}
-	if r.BootID == c.BootID && !c.silent.Load() {
+	switch {
+	case !r.FinishedAt.IsZero():
+		return shim.Exit{} // it is known, and the first report counts
+	case r.StartFault != "":
+		return shim.Exit{Known: true, Code: r.StartCode, At: time.Now()}
+	case r.BootID == c.BootID && !c.silent.Load():
 		asked, end := context.WithTimeout(ctx, exitPatience)
 		defer end()
 		if e, err := c.shim().Wait(asked, c.id); err == nil {
-			return c.finish(ctx, e)
+			return e
 		}
 	}
-	return c.finish(ctx, c.lastExit())
+	return c.lastExit()
 }
 
 // lastExit reads the exit file, the only word of a container whose shim is gone.
@@ -207,11 +211,11 @@ func (c *container) lastExit() shim.Exit {
 }
 
 // finish records how the container ended. The first report counts.
-func (c *container) finish(ctx context.Context, e shim.Exit) error {
-	if !c.facts().FinishedAt.IsZero() {
-		return nil
+func (c *container) finish(ctx context.Context, e shim.Exit) {
+	if r := c.facts(); !r.FinishedAt.IsZero() && !r.unwritten {
+		return
 	}
-	return c.note(ctx, containerExited, func(r *containerRecord) {
+	c.noteAnyway(ctx, containerExited, func(r *containerRecord) {
 		if !r.FinishedAt.IsZero() {
 			return
 		}
@@ -329,12 +333,8 @@ func (c *container) watch() {
 		start.wait(ctx)
 	}
 	ctx, told := c.timeline.begin(ctx, "ContainerEnded", containerReleased)
-	err = c.finish(ctx, e)
 	defer func() { told(err) }()
-	if err != nil {
-		c.Log.Error("cannot record the end of a container", "container", c.id, "error", err)
-		return
-	}
+	c.finish(ctx, e)
 	c.Log.Info("container ended", "container", c.id, "code", e.Code, "signal", e.Signal, "oom", e.OOMKilled)
 	if err = c.halt(ctx); err != nil {
 		c.Log.Error("cannot free what an ended container held", "container", c.id, "error", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -67,8 +68,19 @@ func (p *Pods) newPod(r podRecord) *pod {
 // facts returns the pod's record as it is now. It must not be changed.
 func (p *pod) facts() *podRecord { return p.record.Load() }
 
-// note writes what has happened, or is about to, before anybody can read it.
+// note writes what has happened, or is about to, before anybody can read it. What cannot be written does not count.
 func (p *pod) note(ctx context.Context, e effect.Effect, change func(*podRecord)) error {
+	return p.amend(ctx, e, change, false)
+}
+
+// noteAnyway is what (*container).noteAnyway is for containers.
+func (p *pod) noteAnyway(ctx context.Context, e effect.Effect, change func(*podRecord)) {
+	if err := p.amend(ctx, e, change, true); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.Log.Error("cannot write the record of a pod", "pod", p.id, "error", err)
+	}
+}
+
+func (p *pod) amend(ctx context.Context, e effect.Effect, change func(*podRecord), anyway bool) error {
 	if err := p.writing.take(ctx); err != nil {
 		return err
 	}
@@ -76,12 +88,13 @@ func (p *pod) note(ctx context.Context, e effect.Effect, change func(*podRecord)
 	next := *p.facts()
 	change(&next)
 	next.Timeline = p.timeline.operations(e)
-	if err := e.Do(ctx, func() error { return writeRecord(p.podRoot(p.id), &next) }); err != nil {
+	err := e.Do(ctx, func() error { return writeRecord(p.podRoot(p.id), &next) })
+	if err != nil && !anyway {
 		return err
 	}
 	next.Timeline = nil
 	p.swap(&next)
-	return nil
+	return err
 }
 
 // build makes the pod, or leaves nothing of it.

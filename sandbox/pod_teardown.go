@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,14 +54,16 @@ func (p *pod) halt(ctx context.Context) error {
 		return nil
 	}
 	if p.facts().StoppingAt.IsZero() {
-		if err := p.note(ctx, podStopping, func(r *podRecord) { r.StoppingAt = time.Now() }); err != nil {
-			return fmt.Errorf("cannot stop pod %s: %w", p.id, err)
-		}
+		p.noteAnyway(ctx, podStopping, func(r *podRecord) { r.StoppingAt = time.Now() })
 	}
 	if err := p.release(ctx); err != nil {
 		return fmt.Errorf("pod %s is not stopped completely: %w", p.id, err)
 	}
-	return p.note(ctx, podStopped, func(r *podRecord) { r.StoppedAt = time.Now() })
+	if slices.ContainsFunc(p.index.allContainers(p.id), func(c *container) bool { return c.facts().unwritten }) {
+		return nil // the next start looks for exits that are not on record where no completed stop is
+	}
+	p.noteAnyway(ctx, podStopped, func(r *podRecord) { r.StoppedAt = time.Now() })
+	return nil
 }
 
 // remove stops the pod and forgets it. It returns nil when nothing of it is left, whoever removed it.
@@ -87,9 +90,7 @@ func (p *pod) teardown(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx) // a build that failed comes here with its own context ended
 	if !p.facts().Doomed {
-		if err := p.note(ctx, podDoomed, func(r *podRecord) { r.Doomed = true }); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot remove pod %s: %w", p.id, err)
-		}
+		p.noteAnyway(ctx, podDoomed, func(r *podRecord) { r.Doomed = true })
 	}
 	var errs []error
 	for _, c := range p.index.allContainers(p.id) {

@@ -89,6 +89,8 @@ type containerRecord struct {
 	StartCode  int
 
 	Timeline []Operation `json:",omitempty"` // on disk only
+
+	unwritten bool // in memory only: the record on disk is an older one
 }
 
 // exit is how a container ended, in the CRI's words.

@@ -155,9 +155,7 @@ func (p *pod) recover(ctx context.Context) {
 		p.settleStopped(ctx)
 	case r.BootID != p.BootID:
 		p.Log.Info("the machine was started anew; a pod of the last boot is stopped", "pod", p.id)
-		if err := p.noteReboot(ctx); err != nil {
-			p.Log.Error("cannot record that a pod ended with the last boot", "pod", p.id, "error", err)
-		}
+		p.noteReboot(ctx)
 		p.settleStopped(ctx)
 	default:
 		p.reach(ctx)
@@ -166,12 +164,11 @@ func (p *pod) recover(ctx context.Context) {
 
 // noteReboot records what is certain after a reboot, before anybody can ask: nothing of the pod lives. What it held outside
 // the machine's memory is released behind the socket.
-func (p *pod) noteReboot(ctx context.Context) error {
-	errs := []error{p.note(ctx, podStopping, func(r *podRecord) { r.StoppingAt = time.Now() })}
+func (p *pod) noteReboot(ctx context.Context) {
+	p.noteAnyway(ctx, podStopping, func(r *podRecord) { r.StoppingAt = time.Now() })
 	for _, c := range p.index.allContainers(p.id) {
-		errs = append(errs, c.settle(ctx))
+		c.settle(ctx)
 	}
-	return errors.Join(errs...)
 }
 
 // settleStopped finishes a stop that was under way, and the removals of containers in a pod that is stopped.
@@ -238,9 +235,7 @@ func (p *pod) adopt(ctx context.Context, state shim.State) {
 	}
 	for _, c := range p.index.allContainers(p.id) {
 		s, held := known[c.id]
-		if err := c.adopt(ctx, s, held); err != nil {
-			p.Log.Error("cannot adopt a container", "container", c.id, "error", err)
-		}
+		c.adopt(ctx, s, held)
 		c.silent.Store(false)
 	}
 	p.silent.Store(false)
@@ -248,7 +243,7 @@ func (p *pod) adopt(ctx context.Context, state shim.State) {
 }
 
 // adopt brings one container's record up to date with its shim.
-func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool) error {
+func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool) {
 	r := c.facts()
 	switch {
 	case r.Doomed || r.CreatedAt.IsZero():
@@ -257,23 +252,18 @@ func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool)
 		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
 	case !held && r.StartFault != "":
 	case !held: // its end was told to a daemon that died before it could write it down
+		c.finish(ctx, c.lastExit())
 		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
-		return c.finish(ctx, c.lastExit())
 	default:
 		if r.StartedAt.IsZero() && !s.StartedAt.IsZero() {
-			if err := c.note(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = s.StartedAt }); err != nil {
-				return err
-			}
+			c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = s.StartedAt })
 		}
 		if s.Exit != nil {
-			if err := c.finish(ctx, *s.Exit); err != nil {
-				return err
-			}
+			c.finish(ctx, *s.Exit)
 		}
 		if c.inCheckpoint() {
 			c.inBackground(ctx, "end a checkpoint that was under way", c.id, c.recoverCheckpoint)
 		}
 		go c.watch()
 	}
-	return nil
 }
