@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -144,6 +145,41 @@ func TestSilentShimIsUnknown(t *testing.T) {
 	n.output(id, "true")
 	n.stop(id, 5)
 	n.exactCount(n.logPath(cfg, c), 1)
+}
+
+// TestSilentShimKeepsNobodyAlive: a shim that falls silent while the daemon runs, also in the middle of a call, can neither save a
+// container from the end of its grace period nor keep its pod from being stopped.
+func TestSilentShimKeepsNobodyAlive(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a shim is given 20 s in all to answer")
+	}
+	n := start(t, "builtin")
+	cfg := n.Pod("silent")
+	pod := n.runPod(cfg)
+	id := n.run(pod, cfg, engine.Sleeper("main", busybox))
+	late := n.create(pod, cfg, engine.Sleeper("late", busybox))
+	pid := n.containerPID(id)
+	shim := n.shim(pod)
+	must(t, syscall.Kill(shim, syscall.SIGSTOP))
+	t.Cleanup(func() { syscall.Kill(shim, syscall.SIGCONT) })
+
+	n.stop(id, 1)
+	if s := n.status(id); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode == 0 {
+		t.Errorf("the stopped container: %v", s)
+	}
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(stat), ") Z ") {
+		t.Errorf("its process: %s", stat)
+	}
+	starting, giveUp := context.WithTimeout(t.Context(), time.Second)
+	defer giveUp()
+	if _, err := n.Runtime.StartContainer(starting, &cri.StartContainerRequest{ContainerId: late}); err == nil {
+		t.Error("a silent shim started a container")
+	}
+	n.stopPod(pod)
+	if s := n.status(late); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode == 0 {
+		t.Errorf("the container that was being started: %v", s)
+	}
+	n.removePod(pod)
 }
 
 // TestKilledShimIsNotSuccess: nobody can tell how the container ended, and nobody pretends to.

@@ -24,9 +24,10 @@ type container struct {
 	writing            turn // held while the record is written
 	turn               turn // held by build, start, stop, remove
 	built              *result
-	cancel             context.CancelCauseFunc // ends the build
-	silent             atomic.Bool             // the shim does not answer: UNKNOWN
-	doing              activity                // what the build waits for
+	wanted             context.Context // ends when somebody asks for the container's end
+	unwant             context.CancelCauseFunc
+	silent             atomic.Bool // the shim does not answer: UNKNOWN
+	doing              activity    // what the build waits for
 	stopping, removing ending
 	gone               bool  // removed; guarded by turn
 	heard              heard // by plugins; guarded by turn
@@ -41,9 +42,9 @@ type container struct {
 
 func (p *Pods) newContainer(r containerRecord) *container {
 	c := &container{
-		Pods: p, id: r.ID, podID: r.PodID, writing: newTurn(), turn: newTurn(), built: newResult(),
-		cancel: func(error) {}, ended: make(chan struct{}),
+		Pods: p, id: r.ID, podID: r.PodID, writing: newTurn(), turn: newTurn(), built: newResult(), ended: make(chan struct{}),
 	}
+	c.wanted, c.unwant = context.WithCancelCause(context.Background())
 	c.turn.hold() // the build's, until it ends
 	c.timeline.past, r.Timeline = r.Timeline, nil
 	c.record.Store(&r)
@@ -89,6 +90,15 @@ func (c *container) amend(ctx context.Context, e effect.Effect, change func(*con
 		c.markEnded()
 	}
 	return err
+}
+
+// whileWanted ends with ctx, or when somebody has asked for the container's end and patience is over.
+func (c *container) whileWanted(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.wanted, func() {
+		time.AfterFunc(patience, func() { cancel(context.Cause(c.wanted)) })
+	})
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 // state derives the CRI's state from the facts.
@@ -164,13 +174,10 @@ func (c *Containers) claim(ctx context.Context, pod *pod, cfg *cri.ContainerConf
 		Resources: document[*cri.LinuxContainerResources]{cfg.GetLinux().GetResources()},
 		User:      document[*cri.ContainerUser]{&cri.ContainerUser{}},
 	})
-	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	fresh.cancel = cancel
 	if old := c.pods.index.claimContainer(fresh); old != nil {
-		cancel(nil)
 		return old, old.built.ended()
 	}
-	go fresh.build(work, pod)
+	go fresh.build(context.WithoutCancel(ctx), pod)
 	return fresh, false
 }
 

@@ -32,13 +32,15 @@ var (
 	containerStarted      = effect.New("container.started")
 )
 
-var errContainerStopped = errors.New("the container was stopped while it was being made")
+var errContainerStopped = errors.New("the container was stopped meanwhile")
 
 // build makes the container, or leaves nothing of it.
 func (c *container) build(ctx context.Context, pod *pod) {
 	limit := max(containerBuildLimit, 2*c.createLimit())
 	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("container %s is not made after %s", c.id, limit))
 	defer stop()
+	ctx, end := c.whileWanted(ctx, 0)
+	defer end()
 	ctx, told := c.timeline.begin(ctx, "CreateContainer", containerCreated)
 	err := c.make(ctx, pod)
 	if err != nil {
@@ -354,17 +356,27 @@ func (c *container) start(ctx context.Context) error {
 	if err := c.askPlugins(ctx, ContainerStart); err != nil {
 		return c.failStart(ctx, 128, err)
 	}
-	var startedAt time.Time
-	err := containerStart.Do(ctx, func() (err error) {
-		startedAt, err = c.shim().Start(ctx, c.id)
-		return err
-	})
+	startedAt, err := c.startInShim(ctx)
 	if err != nil {
 		return c.failStart(ctx, 128, err)
 	}
 	c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = startedAt })
 	c.tellPlugins(ctx, ContainerStarted)
 	return nil
+}
+
+// startInShim waits as long as it takes, unless somebody waits for the turn to end the container: the shim can be silent, and
+// what it starts after that is dead already.
+func (c *container) startInShim(ctx context.Context) (startedAt time.Time, err error) {
+	err = containerStart.Do(ctx, func() (err error) {
+		wanted, end := c.whileWanted(ctx, shimPatience)
+		defer end()
+		if startedAt, err = c.shim().Start(wanted, c.id); err != nil && wanted.Err() != nil {
+			return context.Cause(wanted)
+		}
+		return err
+	})
+	return startedAt, err
 }
 
 // failStart leaves the container EXITED with the reason, so that the kubelet backs off as it does with a process that ended.

@@ -59,18 +59,21 @@ func (c *container) stop(ctx context.Context, timeout time.Duration) error {
 	return killed.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c.inTheWay)
 }
 
-// ask sends the stop signal and waits for the end of the process, at most timeout.
+// ask sends the stop signal and waits for the end of the process, at most timeout. A shim that is silent uses up that time, too.
 func (c *container) ask(ctx context.Context, timeout time.Duration) error {
+	polite, end := context.WithTimeout(ctx, timeout)
+	defer end()
 	signal := syscall.Signal(c.facts().StopSignal)
-	if err := containerSignal.Do(ctx, func() error { return c.shim().Signal(ctx, c.id, signal) }); err != nil && !errors.Is(err, shim.ErrGone) && !errors.Is(err, shim.ErrNotFound) {
+	err := containerSignal.Do(polite, func() error { return c.shim().Signal(polite, c.id, signal) })
+	if err != nil && polite.Err() == nil && !errors.Is(err, shim.ErrGone) && !errors.Is(err, shim.ErrNotFound) {
 		return fmt.Errorf("cannot send signal %d to container %s: %w", signal, c.id, err)
 	}
-	patience := time.NewTimer(timeout)
-	defer patience.Stop()
 	select {
 	case <-c.ended:
-	case <-patience.C:
-	case <-ctx.Done():
+		return nil
+	case <-polite.Done():
+	}
+	if ctx.Err() != nil {
 		return fmt.Errorf("container %s has not ended yet: %w", c.id, context.Cause(ctx))
 	}
 	return nil
@@ -78,7 +81,7 @@ func (c *container) ask(ctx context.Context, timeout time.Duration) error {
 
 // halt ends the container as a part of its pod's end: no politeness, no turn of a build left running.
 func (c *container) halt(ctx context.Context) error {
-	c.cancel(errContainerStopped)
+	c.unwant(errContainerStopped)
 	c.turn.hold()
 	defer c.turn.give()
 	if c.gone {
@@ -97,7 +100,7 @@ func (c *container) remove(ctx context.Context) error {
 
 // discard is remove for those who wait for as long as it takes.
 func (c *container) discard(ctx context.Context) error {
-	c.cancel(errContainerStopped)
+	c.unwant(errContainerStopped)
 	c.turn.hold()
 	defer c.turn.give()
 	return c.teardown(ctx)

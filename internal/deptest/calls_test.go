@@ -25,6 +25,7 @@ var bans = []ban{
 			"image/open.go":                 "what is in the trash is nobody's request",
 			"network/builtin.go":            "Ready is asked without a request, under a limit of its own",
 			"network/cni_status.go":         "Ready is asked without a request, under a limit of its own",
+			"sandbox/container.go":          "a container is wanted until somebody asks for its end, whoever asked for it",
 			"sandbox/container_teardown.go": "a container is watched for as long as it lives",
 			"sandbox/watch.go":              "a shim is watched for as long as it lives",
 		}},
