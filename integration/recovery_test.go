@@ -182,6 +182,31 @@ func TestSilentShimKeepsNobodyAlive(t *testing.T) {
 	n.removePod(pod)
 }
 
+// TestLostSocketOfAShim: a shim that lives and cannot be asked is asked again until it can.
+func TestLostSocketOfAShim(t *testing.T) {
+	n := start(t, "builtin")
+	pod, id := n.up("deaf")
+	gone, goneContainer := n.up("gone")
+	socket := filepath.Join(n.State, "pods", pod, "shim.sock")
+	must(t, n.Kill())
+	must(t, os.Rename(socket, socket+".away"))
+	must(t, os.Remove(filepath.Join(n.State, "pods", gone, "shim.sock")))
+	must(t, n.Start())
+	for _, c := range []string{id, goneContainer} {
+		if s := n.status(c); s.State != cri.ContainerState_CONTAINER_UNKNOWN {
+			t.Errorf("container %s is %s, want UNKNOWN", c, s.State)
+		}
+	}
+	must(t, os.Rename(socket+".away", socket))
+	must(t, syscall.Kill(n.shim(gone), syscall.SIGKILL))
+	n.awaitState(id, cri.ContainerState_CONTAINER_RUNNING)
+	n.output(id, "true")
+	n.awaitState(goneContainer, cri.ContainerState_CONTAINER_EXITED)
+	if s := n.podStatus(gone); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("the pod whose shim is gone is %s", s.State)
+	}
+}
+
 // TestKilledShimIsNotSuccess: nobody can tell how the container ended, and nobody pretends to.
 func TestKilledShimIsNotSuccess(t *testing.T) {
 	for _, daemon := range []string{"up", "down"} {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -198,13 +199,9 @@ func (p *pod) reach(ctx context.Context) {
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
-		state, err := p.shim().State(context.WithoutCancel(ctx))
-		switch {
-		case err == nil:
+		if state, err := p.askShim(context.WithoutCancel(ctx)); err == nil {
 			p.adopt(ctx, state)
-		case p.facts().Shim.Alive():
-			p.Log.Error("the shim of a pod lives but cannot be asked; the pod is UNKNOWN", "pod", p.id, "error", err)
-		default:
+		} else {
 			p.abandon(ctx)
 		}
 	}()
@@ -217,13 +214,37 @@ func (p *pod) reach(ctx context.Context) {
 	}
 }
 
-// abandon takes over from a shim that is gone.
+// askRest is the longest pause before a shim is asked again that could not be.
+const askRest = 5 * time.Second
+
+// askShim waits for the shim's answer. An error means that the shim is gone, or that the pod is being stopped. A question can fail
+// while the shim lives: its socket is lost, this process is out of descriptors, or the shim is dying and its connections went first.
+func (p *pod) askShim(ctx context.Context) (shim.State, error) {
+	told := false
+	for rest := time.Millisecond; ; rest = min(2*rest, askRest) {
+		state, err := p.shim().State(ctx)
+		if err == nil || !p.facts().Shim.Alive() || !p.facts().ready() {
+			return state, err
+		}
+		if rest > adoptionPatience && !told {
+			told = true
+			p.Log.Error("the shim of a pod lives but cannot be asked", "pod", p.id, "error", err)
+		}
+		time.Sleep(rest)
+	}
+}
+
+// abandon takes over from a shim that is gone. That the pod is over is on record before anybody can ask; what it held is released
+// behind the socket.
 func (p *pod) abandon(ctx context.Context) {
+	if p.facts().ready() {
+		p.Log.Warn("the shim of a pod is gone; the pod is stopped", "pod", p.id)
+		p.noteAnyway(ctx, podStopping, func(r *podRecord) { r.StoppingAt = cmp.Or(r.StoppingAt, time.Now()) })
+	}
 	for _, c := range p.index.allContainers(p.id) {
 		c.silent.Store(false)
 	}
 	p.silent.Store(false)
-	p.Log.Warn("the shim of a pod is gone; the pod is stopped", "pod", p.id)
 	p.settleStopped(ctx)
 }
 
