@@ -219,6 +219,9 @@ func TestKilledShimIsNotSuccess(t *testing.T) {
 			must(t, syscall.Kill(n.shim(pod), syscall.SIGKILL))
 			if daemon == "down" {
 				must(t, n.Start())
+				if s := n.podStatus(pod); s.State != cri.PodSandboxState_SANDBOX_NOTREADY && !engine.Slow() {
+					t.Errorf("after the restart the pod without a shim is shown %s", s.State)
+				}
 			}
 			s := n.awaitState(id, cri.ContainerState_CONTAINER_EXITED)
 			if s.ExitCode != 255 || s.Reason == "Completed" {

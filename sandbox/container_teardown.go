@@ -320,15 +320,27 @@ func (c *container) forgetInShim(ctx context.Context) error {
 	return c.shim().Forget(ctx, c.id)
 }
 
+// awaitExit asks for as long as the shim has the container: nobody else waits for this exit, and a question can fail for want of
+// descriptors in this process.
+func (c *container) awaitExit(ctx context.Context) (shim.Exit, error) {
+	for rest := time.Millisecond; ; rest = min(2*rest, askRest) {
+		e, err := c.shim().Wait(ctx, c.id)
+		if err == nil || errors.Is(err, shim.ErrGone) || errors.Is(err, shim.ErrNotFound) {
+			return e, err
+		}
+		if rest == askRest {
+			c.Log.Error("cannot wait for a container", "container", c.id, "error", err)
+		}
+		time.Sleep(rest)
+	}
+}
+
 // watch waits for the container's end, records it and frees what the container held. It ends when the shim does:
 // watchShim takes over then.
 func (c *container) watch() {
 	ctx := context.Background()
-	e, err := c.shim().Wait(ctx, c.id)
+	e, err := c.awaitExit(ctx)
 	if err != nil {
-		if !errors.Is(err, shim.ErrGone) && !errors.Is(err, shim.ErrNotFound) {
-			c.Log.Error("cannot wait for a container", "container", c.id, "error", err)
-		}
 		return
 	}
 	// A process can end before the answer to its start is on record; what happened first is recorded first.

@@ -15,13 +15,16 @@ import (
 // watchShim waits for the end of a pod's shim, which the kernel reports through a pidfd, and then ends the pod: with
 // its shim it has lost its parent, its logs and its exits.
 func (p *pod) watchShim(process shim.Process) {
-	fd, err := process.Pin()
-	if err == nil {
-		err = errors.Join(unix.SetNonblock(fd, true), waitReadable(fd)) // PIDFD_NONBLOCK is of 5.10
-	}
-	if err != nil && !errors.Is(err, os.ErrProcessDone) {
-		p.Log.Warn("cannot watch a shim", "pod", p.id, "pid", process.PID, "error", err)
-		return
+	for {
+		fd, err := process.Pin()
+		if err == nil {
+			err = errors.Join(unix.SetNonblock(fd, true), waitReadable(fd)) // PIDFD_NONBLOCK is of 5.10
+		}
+		if err == nil || errors.Is(err, os.ErrProcessDone) {
+			break
+		}
+		p.Log.Warn("cannot watch a shim; it is tried again", "pod", p.id, "pid", process.PID, "error", err)
+		time.Sleep(askRest)
 	}
 	p.shimEnded()
 }
