@@ -182,6 +182,29 @@ func TestSilentShimKeepsNobodyAlive(t *testing.T) {
 	n.removePod(pod)
 }
 
+// TestLateExitFileIsNobodys: a shim that was silent tells of an end that is on record already. Leftovers are looked for at the end.
+func TestLateExitFileIsNobodys(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a shim is given 10 s to answer")
+	}
+	n := start(t, "builtin")
+	pod, id := n.up("late")
+	shim := n.shim(pod)
+	must(t, syscall.Kill(shim, syscall.SIGSTOP))
+	t.Cleanup(func() { syscall.Kill(shim, syscall.SIGCONT) })
+	n.stop(id, 0)
+	n.remove(id)
+	must(t, syscall.Kill(shim, syscall.SIGCONT))
+	n.eventually(10*time.Second, func() error {
+		log, err := os.ReadFile(n.LogFile())
+		must(t, err)
+		if !strings.Contains(string(log), `msg="container ended" container=`+id) {
+			return fmt.Errorf("the shim has not told of the end")
+		}
+		return nil
+	})
+}
+
 // TestLostSocketOfAShim: a shim that lives and cannot be asked is asked again until it can.
 func TestLostSocketOfAShim(t *testing.T) {
 	n := start(t, "builtin")

@@ -84,9 +84,6 @@ func (c *container) halt(ctx context.Context) error {
 	c.unwant(errContainerStopped)
 	c.turn.hold()
 	defer c.turn.give()
-	if c.gone {
-		return nil
-	}
 	return c.release(ctx)
 }
 
@@ -143,8 +140,9 @@ func (c *container) freeLayers(ctx context.Context) {
 // before the directory with the exit file goes. A nil error means that nothing is left. The processes have all the time
 // they need to die; what comes after them has a limit.
 func (c *container) release(ctx context.Context) error {
-	if c.facts().Released {
-		return nil
+	if c.gone || c.facts().Released {
+		c.settle(ctx)                     // it may be on record in memory only
+		return os.RemoveAll(c.stateDir()) // a shim that was silent writes its exit file late, and makes the directory for it
 	}
 	if err := c.endCheckpoint(ctx, 0); err != nil { // cgroup v1 kills nothing that is frozen
 		return err
