@@ -112,36 +112,65 @@ func (l *layerCounter) work() error {
 
 // occupied counts the bytes, as allocated on disk, and the inodes below dir, hard links once. Whoever runs in the
 // container may change the tree meanwhile: directories are opened below dir only, never through a link, and what is
-// gone is not counted. Neither memory nor descriptors grow with the depth of the tree.
+// gone is not counted.
 func occupied(dir string) (bytes, inodes uint64, err error) {
-	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	w, err := beginWalk(dir)
 	if err != nil {
 		return 0, 0, err
 	}
-	defer unix.Close(root)
-	w := &layerWalk{root: root, linked: map[uint64]bool{}, buffer: make([]byte, 32<<10)}
-	var st unix.Stat_t
-	if err := unix.Fstat(root, &st); err != nil {
-		return 0, 0, err
-	}
-	w.device = st.Dev
-	w.add(&st)
-	for w.rest = []string{"."}; len(w.rest) > 0; {
-		dir := w.rest[len(w.rest)-1]
-		w.rest = w.rest[:len(w.rest)-1]
-		w.directory(dir)
+	defer unix.Close(w.root)
+	for w.step() {
 	}
 	return w.bytes, w.inodes, nil
 }
 
-// layerWalk is one walk over a tree.
+// layerWalk is one walk over a tree, depth first. It takes a descriptor or two, and per level of the tree no more than the
+// directories of one read: a container can make a million of them beside each other, far below.
 type layerWalk struct {
 	root          int
 	device        uint64
 	bytes, inodes uint64
 	linked        map[uint64]bool // inodes with several names
-	rest          []string        // directories that are still to be read
+	way           []place         // from the root to where the walk is
 	buffer        []byte
+}
+
+// place is a directory that is being read.
+type place struct {
+	path   string
+	offset int64    // up to where it was read
+	below  []string // directories of the last read that the walk has still to enter
+}
+
+func beginWalk(dir string) (*layerWalk, error) {
+	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		unix.Close(root)
+		return nil, err
+	}
+	w := &layerWalk{root: root, device: st.Dev, linked: map[uint64]bool{}, way: []place{{path: "."}}, buffer: make([]byte, 8<<10)}
+	w.add(&st)
+	return w, nil
+}
+
+// step enters one directory, or reads on in the one where the walk is. False means that it is over.
+func (w *layerWalk) step() bool {
+	if len(w.way) == 0 {
+		return false
+	}
+	at := &w.way[len(w.way)-1]
+	if last := len(at.below) - 1; last >= 0 {
+		name := at.below[last]
+		at.below = at.below[:last]
+		w.way = append(w.way, place{path: filepath.Join(at.path, name)})
+	} else if w.read(at); len(at.below) == 0 {
+		w.way = w.way[:len(w.way)-1]
+	}
+	return true
 }
 
 func (w *layerWalk) add(st *unix.Stat_t) {
@@ -155,8 +184,9 @@ func (w *layerWalk) add(st *unix.Stat_t) {
 	w.inodes++
 }
 
-func (w *layerWalk) directory(name string) {
-	fd, err := unix.Openat2(w.root, name, &unix.OpenHow{
+// read goes on in a directory up to the next ones in it, or to its end.
+func (w *layerWalk) read(at *place) {
+	fd, err := unix.Openat2(w.root, at.path, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOATIME,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 	})
@@ -164,25 +194,32 @@ func (w *layerWalk) directory(name string) {
 		return // gone, replaced, or deeper than a path may be long
 	}
 	defer unix.Close(fd)
-	for {
+	if _, err := unix.Seek(fd, at.offset, unix.SEEK_SET); err != nil {
+		return
+	}
+	for len(at.below) == 0 {
 		n, err := unix.ReadDirent(fd, w.buffer)
 		if n <= 0 || err != nil {
 			return
 		}
 		_, _, entries := unix.ParseDirent(w.buffer[:n], -1, nil)
 		for _, entry := range entries {
-			w.entry(fd, name, entry)
+			if w.entry(fd, entry) {
+				at.below = append(at.below, entry)
+			}
 		}
+	}
+	if at.offset, err = unix.Seek(fd, 0, unix.SEEK_CUR); err != nil {
+		at.below = nil
 	}
 }
 
-func (w *layerWalk) entry(fd int, dir, name string) {
+// entry counts one entry, and tells whether it is a directory to be entered.
+func (w *layerWalk) entry(fd int, name string) bool {
 	var st unix.Stat_t
 	if unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != w.device {
-		return
+		return false
 	}
 	w.add(&st)
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		w.rest = append(w.rest, filepath.Join(dir, name))
-	}
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR
 }

@@ -85,6 +85,32 @@ func TestOccupiedStandsDeepTrees(t *testing.T) {
 	}
 }
 
+// TestOccupiedStandsWideTrees: a container must not be able to use up the engine's memory with directories.
+func TestOccupiedStandsWideTrees(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 2000 {
+		if err := os.Mkdir(filepath.Join(dir, strconv.Itoa(i)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := beginWalk(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(w.root)
+	most := 0
+	for w.step() {
+		waiting := 0
+		for _, at := range w.way {
+			waiting += len(at.below)
+		}
+		most = max(most, waiting)
+	}
+	if w.inodes != 2001 || most > 400 {
+		t.Errorf("%d inodes counted, want 2001; up to %d directories were remembered", w.inodes, most)
+	}
+}
+
 func TestLayersAreCountedInTheBackground(t *testing.T) {
 	p := emptyPods(t)
 	_, containers := enter(t, p, "web", 20)
