@@ -187,23 +187,44 @@ func TestSpawnFailures(t *testing.T) {
 	}
 }
 
-func TestUnknownVersion(t *testing.T) {
-	p := newPod(t)
+// say sends what a Client of today would not.
+func (p *pod) say(message request, files ...*os.File) reply {
+	p.t.Helper()
 	fd, err := connect(p.config.Dir, socketName)
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	conn := os.NewFile(uintptr(fd), "conn")
 	defer conn.Close()
-	if err := send(conn, request{Version: Version + 1, Call: "state"}); err != nil {
-		t.Fatal(err)
+	if err := send(conn, message, files...); err != nil {
+		p.t.Fatal(err)
 	}
 	var r reply
-	if _, err := receive(conn, &r); err != nil || r.Version != Version || r.Error == nil || !strings.Contains(r.Error.Message, "version 1") {
-		t.Errorf("answer is %+v, %v", r, err)
+	if _, err := receive(conn, &r); err != nil {
+		p.t.Fatal(err)
+	}
+	return r
+}
+
+func TestUnknownVersion(t *testing.T) {
+	p := newPod(t)
+	if r := p.say(request{Version: Version + 1, Call: "state"}); r.Version != Version || r.Error == nil || !strings.Contains(r.Error.Message, "version 1") {
+		t.Errorf("answer is %+v", r)
 	}
 	if _, err := p.call(t.Context(), request{Call: "dance"}); err == nil {
 		t.Error("an unknown call succeeds")
+	}
+}
+
+// The kernel passes on only as many descriptors as the receiver may have. A stream that got lost is not one that nobody wants:
+// a probe's output would vanish, and the probe succeed.
+func TestLostDescriptors(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("exec sleep 1000"))
+	process, _ := json.Marshal(execProcess("echo said"))
+	r := p.say(request{Version: Version, Call: "exec", ID: id, Process: process, Files: [3]bool{false, true, true}}, os.Stderr)
+	if r.Error == nil || !strings.Contains(r.Error.Message, "descriptors") {
+		t.Errorf("answer is %+v", r)
 	}
 }
 

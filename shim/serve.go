@@ -179,6 +179,10 @@ func (s *server) answer(conn *os.File, r request, files []*os.File) (answer repl
 	if r.Version < 1 || r.Version > Version {
 		return answer, fmt.Errorf("this shim speaks version 1 to %d of the protocol, not %d", Version, r.Version)
 	}
+	streams, err := byStream(r, files)
+	if err != nil {
+		return answer, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	hungUp := func() context.Context {
@@ -196,9 +200,9 @@ func (s *server) answer(conn *os.File, r request, files []*os.File) (answer repl
 		answer.Exit, err = s.wait(hungUp(), r.ID)
 	case "exec":
 		defer s.quiet.worked()
-		answer.Exit, err = s.exec(hungUp(), r, byStream(r, files))
+		answer.Exit, err = s.exec(hungUp(), r, streams)
 	case "attach":
-		err = s.attach(hungUp(), r.ID, byStream(r, files))
+		err = s.attach(hungUp(), r.ID, streams)
 	case "reopenLog":
 		err = s.reopenLog(hungUp(), r.ID)
 	case "init":
@@ -236,14 +240,19 @@ func (s *server) reopenLog(ctx context.Context, id string) error {
 	return c.reopenLog(ctx)
 }
 
-// byStream puts the received descriptors at the places they were sent for.
-func byStream(r request, files []*os.File) (streams [3]*os.File) {
+// byStream puts the received descriptors at the places they were sent for. The kernel leaves out those that the receiver has
+// no numbers for (unix(7), SCM_RIGHTS), and a stream that is missing would read as one that is not wanted.
+func byStream(r request, files []*os.File) (streams [3]*os.File, err error) {
 	for i := range streams {
-		if r.Files[i] && len(files) > 0 {
-			streams[i], files = files[0], files[1:]
+		if !r.Files[i] {
+			continue
 		}
+		if len(files) == 0 {
+			return streams, errors.New("the shim has not received all descriptors of the call: it may have too many open")
+		}
+		streams[i], files = files[0], files[1:]
 	}
-	return streams
+	return streams, nil
 }
 
 // runtime runs each command under ctx, through the reaper.
