@@ -14,8 +14,12 @@ import (
 // Version of the protocol between daemon and shim. A daemon speaks with shims of this version and the two before it.
 const Version = 1
 
+// reach is how many versions a daemon may be ahead of its shims. Both ends keep to it: a shim lives on while the daemon is
+// replaced, so the shims of today have to listen to the daemons to come.
+const reach = 2
+
 // oldest is the first version this daemon still speaks with.
-const oldest = max(1, Version-2)
+const oldest = max(1, Version-reach)
 
 // Client calls the shim whose socket is Dir/shim.sock. Each call is one connection; ending ctx closes it, which cancels
 // the call in the shim. A shim that is gone gives an error matching ErrGone; one that is silent blocks until ctx ends.

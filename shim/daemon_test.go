@@ -206,13 +206,24 @@ func (p *pod) say(message request, files ...*os.File) reply {
 	return r
 }
 
-func TestUnknownVersion(t *testing.T) {
+// The next two daemons find the shims of this one and adopt them.
+func TestDaemonsOfLaterVersions(t *testing.T) {
 	p := newPod(t)
-	if r := p.say(request{Version: Version + 1, Call: "state"}); r.Version != Version || r.Error == nil || !strings.Contains(r.Error.Message, "version 1") {
+	for version := Version; version <= Version+2; version++ {
+		if r := p.say(request{Version: version, Call: "state"}); r.Version != Version || r.Error != nil || r.State == nil {
+			t.Errorf("a daemon of version %d gets %+v", version, r)
+		}
+	}
+	if r := p.say(request{Version: Version + 3, Call: "state"}); r.Version != Version || r.Error == nil || !strings.Contains(r.Error.Message, "version 1") {
 		t.Errorf("answer is %+v", r)
 	}
-	if _, err := p.call(t.Context(), request{Call: "dance"}); err == nil {
-		t.Error("an unknown call succeeds")
+}
+
+func TestUnknownCall(t *testing.T) {
+	p := newPod(t)
+	_, err := p.call(t.Context(), request{Call: "dance", ID: "nonesuch"})
+	if err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), `"dance"`) {
+		t.Errorf("an unknown call gives %v", err)
 	}
 }
 

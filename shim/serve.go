@@ -176,8 +176,8 @@ func (s *server) serve(conn *os.File) {
 
 // answer calls one method. Calls that can take long end when the connection does.
 func (s *server) answer(conn *os.File, r request, files []*os.File) (answer reply, err error) {
-	if r.Version < 1 || r.Version > Version {
-		return answer, fmt.Errorf("this shim speaks version 1 to %d of the protocol, not %d", Version, r.Version)
+	if r.Version < 1 || r.Version > Version+reach {
+		return answer, fmt.Errorf("this shim of version %d listens to version 1 to %d of the protocol, not %d", Version, Version+reach, r.Version)
 	}
 	streams, err := byStream(r, files)
 	if err != nil {
@@ -211,8 +211,10 @@ func (s *server) answer(conn *os.File, r request, files []*os.File) (answer repl
 		err = s.forget(hungUp(), r.ID)
 	case "shutdown":
 		err = s.shutdown()
-	default:
+	case "signal", "resize":
 		err = s.touch(r)
+	default: // of a later version; not to be confused with an unknown container
+		err = fmt.Errorf("this shim of version %d knows no call %q", Version, r.Call)
 	}
 	return answer, err
 }
@@ -223,13 +225,10 @@ func (s *server) touch(r request) error {
 	if err != nil {
 		return err
 	}
-	switch r.Call {
-	case "signal":
+	if r.Call == "signal" {
 		return c.signal(unix.Signal(r.Signal))
-	case "resize":
-		return c.resize(r.Width, r.Height)
 	}
-	return fmt.Errorf("this shim knows no call %q", r.Call)
+	return c.resize(r.Width, r.Height)
 }
 
 func (s *server) reopenLog(ctx context.Context, id string) error {
