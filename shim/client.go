@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"syscall"
 	"time"
@@ -232,10 +233,10 @@ func converse(conn *os.File, r request, files []*os.File) (answer reply, err err
 		}
 	}
 	if err := send(conn, r, sent...); err != nil {
-		return answer, fmt.Errorf("%w: %w", ErrGone, err)
+		return answer, err
 	}
 	if _, err := receive(conn, &answer); err != nil {
-		return answer, fmt.Errorf("%w: it closed the connection: %w", ErrGone, err)
+		return answer, err
 	}
 	if answer.Error == nil && (answer.Version < oldest || answer.Version > Version) {
 		return answer, fmt.Errorf("shim speaks version %d of the protocol, not %d to %d", answer.Version, oldest, Version)
@@ -250,10 +251,13 @@ func (r request) describe() string {
 	return "ask shim to " + r.Call + " container " + r.ID
 }
 
-// gone recognises the errors of a socket nobody listens on.
+// gone recognises the errors of a socket nobody listens on, and of a connection that the other side has dropped. All others, such
+// as those of a descriptor that cannot be sent, say nothing about the shim.
 func gone(err error) error {
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w: %w", ErrGone, err)
+	for _, sign := range []error{unix.ECONNREFUSED, unix.ENOENT, unix.EPIPE, unix.ECONNRESET, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, sign) {
+			return fmt.Errorf("%w: %w", ErrGone, err)
+		}
 	}
 	return err
 }

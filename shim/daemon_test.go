@@ -227,6 +227,28 @@ func TestUnknownCall(t *testing.T) {
 	}
 }
 
+// A call that could not be made is not the word of a dead shim.
+func TestCallsThatCannotBeMade(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("exec sleep 1000"))
+	closed, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	for name, call := range map[string]func() error{
+		"a descriptor that is closed": func() error { return p.Attach(t.Context(), id, nil, closed, nil) },
+		"a message that is too long": func() error {
+			_, err := p.Exec(t.Context(), ExecRequest{ID: id, Process: make([]byte, messageLimit)}, nil, nil, nil)
+			return err
+		},
+	} {
+		if err := call(); err == nil || errors.Is(err, ErrGone) {
+			t.Errorf("%s gives %v", name, err)
+		}
+	}
+}
+
 // The kernel passes on only as many descriptors as the receiver may have. A stream that got lost is not one that nobody wants:
 // a probe's output would vanish, and the probe succeed.
 func TestLostDescriptors(t *testing.T) {

@@ -92,6 +92,9 @@ func send(conn *os.File, message any, files ...*os.File) error {
 	if err != nil {
 		return err
 	}
+	if len(body) > messageLimit { // the other side would hang up without a word
+		return tooLong(len(body))
+	}
 	data := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 	var rights []byte
 	if len(files) > 0 {
@@ -147,13 +150,17 @@ func receive(conn *os.File, message any) ([]*os.File, error) {
 
 func receiveBody(conn *os.File, size uint32, message any) error {
 	if size > messageLimit {
-		return fmt.Errorf("message of %d bytes is longer than %d", size, messageLimit)
+		return tooLong(int(size))
 	}
 	body := make([]byte, size)
 	if _, err := io.ReadFull(conn, body); err != nil {
 		return err
 	}
 	return json.Unmarshal(body, message)
+}
+
+func tooLong(size int) error {
+	return fmt.Errorf("message of %d bytes is longer than %d", size, messageLimit)
 }
 
 func recvmsg(conn *os.File, data []byte) (n int, files []*os.File, err error) {
