@@ -127,8 +127,9 @@ func (s *server) attach(ctx context.Context, id string, files [3]*os.File) error
 	if err != nil {
 		return err
 	}
-	a, err := c.stdio.attachment(files)
-	if err == nil && c.hasEnded() {
+	a := &attachment{gone: make(chan struct{})}
+	defer a.stop()
+	if err = a.connect(c.stdio, files); err == nil && c.hasEnded() {
 		err = errors.New("it has ended")
 	}
 	if err != nil {
@@ -141,20 +142,21 @@ func (s *server) attach(ctx context.Context, id string, files [3]*os.File) error
 	case <-a.gone:
 	case <-ctx.Done():
 	}
-	a.stop(c.stdio)
+	if a.stdin != nil && c.stdio.once {
+		c.stdio.closeStdin()
+	}
 	return nil
 }
 
-func (o *stdio) attachment(files [3]*os.File) (a *attachment, err error) {
-	a = &attachment{gone: make(chan struct{})}
+// connect takes descriptors of its own, which stop closes.
+func (a *attachment) connect(o *stdio, files [3]*os.File) (err error) {
 	a.stdinOver, a.stdinEnd = context.WithCancel(o.stdinOver)
 	for i, f := range files {
 		if f == nil || i > len(o.output) {
 			continue // a terminal has no stderr
 		}
 		if f, err = duplicate(f); err != nil {
-			a.stop(o)
-			return nil, err
+			return err
 		}
 		a.live.Add(1)
 		if i == 0 {
@@ -164,9 +166,9 @@ func (o *stdio) attachment(files [3]*os.File) (a *attachment, err error) {
 		}
 	}
 	if a.live.Load() == 0 {
-		return nil, errors.New("no stream is asked for")
+		return errors.New("no stream is asked for")
 	}
-	return a, nil
+	return nil
 }
 
 // run starts to copy.
@@ -198,7 +200,7 @@ func (a *attachment) finish(ctx context.Context) {
 }
 
 // stop drops what is pending and returns when nothing is copied any more.
-func (a *attachment) stop(o *stdio) {
+func (a *attachment) stop() {
 	a.stdinEnd()
 	for _, out := range a.out {
 		out.stream.tee.remove(&out.reader)
@@ -208,9 +210,6 @@ func (a *attachment) stop(o *stdio) {
 	a.work.Wait()
 	if a.stdin != nil {
 		a.stdin.Close()
-		if o.once {
-			o.closeStdin()
-		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -152,6 +153,40 @@ func TestStdinOnce(t *testing.T) {
 	}
 	if x := p.wait(id); x.Code != 0 {
 		t.Errorf("exit is %+v", x)
+	}
+}
+
+// Who could not be attached leaves nothing behind, and was not the one attachment that StdinOnce speaks of.
+func TestFailedAttach(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("true"))
+	p.wait(id)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	pipe, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(w.Fd())))
+	if err := p.Attach(t.Context(), id, nil, w, nil); err == nil || !strings.Contains(err.Error(), "it has ended") {
+		t.Errorf("attaching to an ended container gives %v", err)
+	}
+	eventually(t, "the shim keeps no descriptor of it", func() bool { return !slices.Contains(descriptors(t, p.self.PID), pipe) })
+
+	s := &server{containers: map[string]*container{}}
+	o, err := s.openStdio(CreateRequest{Stdin: true, StdinOnce: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	s.containers["c"] = &container{stdio: o, ended: make(chan struct{})}
+	closed, _ := os.Open(os.DevNull)
+	closed.Close()
+	if err := s.attach(t.Context(), "c", [3]*os.File{r, closed, nil}); err == nil {
+		t.Error("a closed descriptor is attached")
+	}
+	if o.stdinOver.Err() != nil {
+		t.Error("an attach that failed has ended the container's stdin")
 	}
 }
 
