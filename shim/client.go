@@ -143,7 +143,7 @@ func (c Client) Resize(ctx context.Context, id string, width, height uint16) err
 	return err
 }
 
-// ReopenLog opens the log path anew. On error the shim goes on with the file it has; when ctx ends before storage that does
+// ReopenLog opens the log path anew; where the output has ended it leaves an empty file. On error the shim goes on with the file it has; when ctx ends before storage that does
 // not answer, it takes the new one whenever it gets it.
 func (c Client) ReopenLog(ctx context.Context, id string) error {
 	_, err := c.call(ctx, request{Call: "reopenLog", ID: id})

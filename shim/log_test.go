@@ -176,9 +176,6 @@ rotate:
 		}
 		rotated++
 		if err := p.ReopenLog(t.Context(), id); err != nil {
-			if strings.Contains(err.Error(), errLogClosed.Error()) {
-				break
-			}
 			t.Fatal(err)
 		}
 	}
@@ -209,6 +206,46 @@ rotate:
 	}
 	if rotated < 3 {
 		t.Errorf("rotated only %d times", rotated)
+	}
+}
+
+func TestReopenAfterTheEndOfOutput(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("echo one; exec >/dev/null 2>&1; exec sleep 1000"))
+	eventually(t, "its output has ended", func() bool {
+		for _, d := range descriptors(t, p.self.PID) {
+			if d == p.logPath(id) {
+				return false
+			}
+		}
+		return true
+	})
+	if err := os.Rename(p.logPath(id), p.logPath(id)+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.ReopenLog(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	if got := p.log(id); got != "" {
+		t.Errorf("the new log holds %q", got)
+	}
+}
+
+// An error with which the old file is closed is no reason to go back to it.
+func TestReopenPastAnErrorOfTheOldFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := openLog(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.file.Load().Close() // so that another close fails
+	os.Rename(path, path+".1")
+	if err := l.reopen(t.Context()); err != nil {
+		t.Error(err)
+	}
+	l.write([]byte("new\n"))
+	if data, err := os.ReadFile(path); string(data) != "new\n" {
+		t.Errorf("the new file holds %q, %v", data, err)
 	}
 }
 

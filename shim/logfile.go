@@ -114,13 +114,16 @@ func (l *logFile) switchFile() error {
 	for {
 		old := l.file.Load()
 		if old == nil {
+			// A container may live on after it has closed its output: its log is as any other for those who rotate it.
 			f.Close()
-			return errLogClosed
+			return nil
 		}
 		if l.file.CompareAndSwap(old, f) {
 			l.opened(f)
-			// The descriptor itself is closed when the last write on it has returned.
-			return old.Close()
+			// The descriptor itself is closed when the last write on it has returned. An error of that (network file systems
+			// tell here of earlier writes) must not undo the rotation: the caller would rename the old file over the new one.
+			old.Close()
+			return nil
 		}
 	}
 }
