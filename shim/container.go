@@ -313,16 +313,25 @@ func (s *server) forget(ctx context.Context, id string) error {
 			return fmt.Errorf("cannot forget container %s: %w", id, err)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.containers[id] == c {
-		delete(s.containers, id)
+	if s.take(c) {
 		c.release()
 	}
 	return nil
 }
 
-// release closes every descriptor the container has. It is called once, when nothing can reach the container any more.
+// take makes the caller the one who releases the container.
+func (s *server) take(c *container) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held := s.containers[c.request.ID] == c
+	if held {
+		delete(s.containers, c.request.ID)
+	}
+	return held
+}
+
+// release closes every descriptor the container has. It is called once, when nothing can reach the container any more, and without
+// a lock: the log's storage may not answer.
 func (c *container) release() {
 	c.stdio.close()
 	if c.pidfd != nil {

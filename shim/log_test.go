@@ -249,6 +249,48 @@ func TestReopenPastAnErrorOfTheOldFile(t *testing.T) {
 	}
 }
 
+// A log whose storage does not answer costs its own container's end and no other call.
+func TestForgetWaitsForALogAlone(t *testing.T) {
+	r, w, err := pipe() // plays the storage: once full it takes nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	unix.SetNonblock(int(w.Fd()), true)
+	for err == nil {
+		_, err = unix.Write(int(w.Fd()), make([]byte, 4096))
+	}
+	unix.SetNonblock(int(w.Fd()), false)
+	s := &server{containers: map[string]*container{}, making: map[string]chan struct{}{}}
+	o, err := s.openStdio(CreateRequest{LogPath: filepath.Join(t.TempDir(), "log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.log.file.Swap(w).Close()
+	o.log.lose(1, false, nil) // to be told when the log is closed
+	c := &container{request: CreateRequest{ID: "c"}, stdio: o, ended: make(chan struct{}), deleted: make(chan struct{})}
+	close(c.ended)
+	close(c.deleted)
+	s.containers["c"] = c
+	forgotten := make(chan error, 1)
+	go func() { forgotten <- s.forget(t.Context(), "c") }()
+	answered := make(chan struct{})
+	go func() {
+		eventually(t, "it is forgotten", func() bool { return len(s.state().Containers) == 0 })
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(5 * time.Second):
+		t.Error("the shim is silent while a log is closed")
+	}
+	unix.Read(int(r.Fd()), make([]byte, 64<<10))
+	if err := <-forgotten; err != nil {
+		t.Error(err)
+	}
+	<-answered
+}
+
 func TestReopenFailure(t *testing.T) {
 	p := newPod(t)
 	dir := filepath.Join(t.TempDir(), "logs")

@@ -297,25 +297,37 @@ func (s *server) isStopped() bool {
 }
 
 func (s *server) shutdown() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopped {
-		return errors.New("shim is shutting down already")
+	ended, err := s.stop()
+	if err != nil {
+		return err
 	}
-	for id, c := range s.containers {
-		if c == nil || !c.hasEnded() {
-			return fmt.Errorf("cannot shut down the shim of pod %s: container %s lives", s.config.PodID, id)
+	for _, c := range ended {
+		if s.take(c) {
+			c.release()
 		}
-	}
-	s.stopped = true
-	if s.initFD != nil {
-		signalFile(s.initFD, unix.SIGKILL)
-	}
-	for _, c := range s.containers {
-		c.release()
 	}
 	s.listener.Close()
 	unix.Unlinkat(s.dir, socketName, 0)
 	unix.Unlinkat(s.dir, pidName, 0)
 	return nil
+}
+
+// stop ends the init and lets nothing new begin, or refuses to.
+func (s *server) stop() (ended []*container, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return nil, errors.New("shim is shutting down already")
+	}
+	for id, c := range s.containers {
+		if c == nil || !c.hasEnded() {
+			return nil, fmt.Errorf("cannot shut down the shim of pod %s: container %s lives", s.config.PodID, id)
+		}
+		ended = append(ended, c)
+	}
+	s.stopped = true
+	if s.initFD != nil {
+		signalFile(s.initFD, unix.SIGKILL)
+	}
+	return ended, nil
 }
