@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // daemonise forks twice and makes a session of its own, so that nothing of the exec's process tree leads to it.
@@ -125,5 +127,16 @@ func TestLeafBelow(t *testing.T) {
 				t.Errorf("got %+v", l)
 			}
 		})
+	}
+}
+
+// The end of one container is no reason to run the execs of others without cgroups.
+func TestLeavesAreKeptWhenAContainerEnds(t *testing.T) {
+	for _, cause := range []error{unix.ENOENT, unix.ENODEV} {
+		s := &server{}
+		s.giveUpLeaves(&os.PathError{Op: "mkdir", Path: "/leaf", Err: cause})
+		if s.noLeaves.Load() {
+			t.Errorf("leaves are given up for %v", cause)
+		}
 	}
 }

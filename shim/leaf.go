@@ -185,7 +185,8 @@ func (s *server) openLeaf(c *container) *leaf {
 
 // giveUpLeaves is about this pod's shim only: a process that ends at its deadline then takes along its tree and its sessions.
 func (s *server) giveUpLeaves(cause error) {
-	if errors.Is(cause, fs.ErrNotExist) || errors.Is(cause, context.Canceled) {
+	// In a cgroup that is being removed mkdir gives ENODEV (kernel/cgroup/cgroup.c, cgroup_mkdir), in one that is gone ENOENT.
+	if errors.Is(cause, fs.ErrNotExist) || errors.Is(cause, unix.ENODEV) || errors.Is(cause, context.Canceled) {
 		return // the container is ending
 	}
 	if s.noLeaves.CompareAndSwap(false, true) {
