@@ -3,10 +3,12 @@ package runc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"time"
 )
 
 // call is one command of the runtime.
@@ -20,6 +22,10 @@ type call struct {
 // logFD is the descriptor a runtime finds its log at: the first after stdio.
 const logFD = 3
 
+// outputDelay is how long a runtime's output is waited for once the runtime has ended or was killed. What it has said is in the pipe
+// by then, and a child that it leaves behind (it may be a script around the real one) can hold the pipe for ever.
+const outputDelay = time.Second
+
 func (r *Runc) run(ctx context.Context, c call) error {
 	log, err := r.unlinked("log")
 	if err != nil {
@@ -30,7 +36,7 @@ func (r *Runc) run(ctx context.Context, c call) error {
 	if run == nil {
 		run = (*exec.Cmd).Run
 	}
-	if err := run(r.command(ctx, c, log)); err != nil {
+	if err := run(r.command(ctx, c, log)); err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		return r.failure(ctx, c, err, log)
 	}
 	return nil
@@ -49,7 +55,7 @@ func (r *Runc) command(ctx context.Context, c call, log *os.File) *exec.Cmd {
 		setFile(&cmd.Stdout, c.io.Stdout)
 		setFile(&cmd.Stderr, c.io.Stderr)
 	case c.out != nil:
-		cmd.Stdout = c.out
+		cmd.Stdout, cmd.WaitDelay = c.out, outputDelay
 		cmd.Stderr = log
 	default:
 		// What a runtime says before it has parsed --log, or while it panics.

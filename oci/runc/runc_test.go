@@ -44,6 +44,15 @@ func play(role string) int {
 		return 7
 	case "hang":
 		time.Sleep(time.Minute)
+	case "hang in a child":
+		cmd := exec.Command("sleep", "10")
+		cmd.Stdout = os.Stdout
+		cmd.Run()
+	case "leave a child":
+		cmd := exec.Command("sleep", "10")
+		cmd.Stdout = os.Stdout
+		cmd.Start()
+		fmt.Println("[]")
 	case "help":
 		fmt.Println("NAME: runtime - knows no such command")
 	}
@@ -149,6 +158,22 @@ func TestRuntimeThatCannotRun(t *testing.T) {
 	defer cancel()
 	if err := r.Delete(ctx, "id"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("runtime that hangs: %v", err)
+	}
+}
+
+// A script around a runtime may have children that outlive it and hold its output.
+func TestChildrenOfARuntime(t *testing.T) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := player(t, "hang in a child").List(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one that hangs: %v", err)
+	}
+	if _, err := player(t, "leave a child").List(t.Context()); err != nil {
+		t.Errorf("one that has answered: %v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("both took %s", took)
 	}
 }
 
