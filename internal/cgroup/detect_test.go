@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -117,6 +118,23 @@ func TestV2EnablesControllers(t *testing.T) {
 	}
 	if got, _ := os.ReadFile(filepath.Join(root, "a/cgroup.subtree_control")); string(got) != "cpu\n" {
 		t.Errorf("/a got %q, and has all it can have", got)
+	}
+}
+
+func TestManyDevices(t *testing.T) {
+	var lines strings.Builder
+	for i := range 300 {
+		fmt.Fprintf(&lines, "253:%d rbytes=1234567890 wbytes=1234567890 rios=1234567890 wios=1234567890 dbytes=0 dios=0\n", i)
+	}
+	tree := fakeV2(t, map[string]string{"many/io.stat": lines.String()})
+	d, err := tree.Details("/many")
+	if err != nil || len(d.Devices) != 300 {
+		t.Fatalf("%d devices, %v", len(d.Devices), err)
+	}
+	for i, device := range d.Devices {
+		if want := (Device{253, uint32(i), 1234567890, 1234567890, 1234567890, 1234567890}); device != want {
+			t.Errorf("device %d is %+v", i, device)
+		}
 	}
 }
 

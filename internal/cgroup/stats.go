@@ -170,7 +170,8 @@ func (c *counters) read(dir, name string) []byte {
 	if dir == "" {
 		return nil
 	}
-	fd, err := unix.Open(filepath.Join(dir, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	path := filepath.Join(dir, name)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
 	}
@@ -187,6 +188,10 @@ func (c *counters) read(dir, name string) []byte {
 		total += n
 	}
 	c.found = c.found || total > 0
+	if total == len(c.buffer) { // io.stat has a line for each of the machine's disks; a number that is cut off is a wrong one
+		whole, _ := os.ReadFile(path)
+		return whole
+	}
 	return c.buffer[:total]
 }
 
