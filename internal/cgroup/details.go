@@ -53,6 +53,9 @@ func (t *Tree) Details(path string) (Details, error) {
 	} else {
 		t.detailsV1(path, &d)
 	}
+	if t.wentAway(path) {
+		return Details{}, fmt.Errorf("cannot read statistics of cgroup %s: %w", path, ErrNotExist)
+	}
 	return d, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 const hybrid = `31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -118,6 +119,40 @@ func TestV2EnablesControllers(t *testing.T) {
 	}
 	if got, _ := os.ReadFile(filepath.Join(root, "a/cgroup.subtree_control")); string(got) != "cpu\n" {
 		t.Errorf("/a got %q, and has all it can have", got)
+	}
+}
+
+// A cgroup that is removed while it is read has no statistics, rather than some that are zero.
+func TestRemovedWhileRead(t *testing.T) {
+	v2 := fakeV2(t, map[string]string{"c/memory.current": "10000\n"})
+	root := t.TempDir()
+	v1 := &Tree{hierarchies: []hierarchy{{mount: root + "/cpu", controllers: []string{"cpuacct"}}, {mount: root + "/mem", controllers: []string{"memory"}}}}
+	if err := errors.Join(os.MkdirAll(root+"/cpu/c", 0o755), os.MkdirAll(root+"/mem/c", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		tree        *Tree
+		first, goes string
+	}{
+		{v2, v2.hierarchies[0].mount + "/c/cpu.stat", v2.hierarchies[0].mount + "/c"},
+		{v1, root + "/cpu/c/cpuacct.usage", root + "/mem/c"},
+	} {
+		if err := unix.Mkfifo(test.first, 0o600); err != nil { // holds up the one who reads it
+			t.Fatal(err)
+		}
+		removed := make(chan error, 1)
+		go func() {
+			fifo, err := os.OpenFile(test.first, os.O_WRONLY, 0)
+			removed <- errors.Join(err, os.RemoveAll(test.goes))
+			fifo.WriteString("usage_usec 5\n")
+			fifo.Close()
+		}()
+		if s, err := test.tree.Stats("/c"); !errors.Is(err, ErrNotExist) {
+			t.Errorf("got %+v, %v", s, err)
+		}
+		if err := <-removed; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -61,10 +61,23 @@ func (t *Tree) Stats(path string) (Stats, error) {
 		read = t.statsV2
 	}
 	stats, found := read(path)
-	if !found && !t.exists(path) {
+	if !found && !t.exists(path) || t.wentAway(path) {
 		return Stats{}, fmt.Errorf("cannot read statistics of cgroup %s: %w", path, ErrNotExist)
 	}
 	return stats, nil
+}
+
+// wentAway is asked when all is read: what was removed meanwhile has left zeros, which would read as counters that went back.
+// v1's hierarchies go one after the other.
+func (t *Tree) wentAway(path string) bool {
+	for _, controller := range []string{"cpuacct", "memory"} {
+		if dir := t.dir(controller, path); dir != "" {
+			if _, err := os.Lstat(dir); vanished(err) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (t *Tree) exists(path string) bool {
