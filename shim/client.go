@@ -198,10 +198,8 @@ func (c Client) call(ctx context.Context, r request, files ...*os.File) (reply, 
 	if err := ctx.Err(); err != nil {
 		return reply{}, err
 	}
-	fd, err := connect(c.Dir, socketName)
-	if errors.Is(err, unix.EAGAIN) {
-		// Thousands of calls wait before us; whoever does not take them will not take this one.
-		<-ctx.Done()
+	fd, err := c.connect(ctx)
+	if err != nil && ctx.Err() != nil {
 		return reply{}, ctx.Err()
 	}
 	if err != nil {
@@ -221,6 +219,21 @@ func (c Client) call(ctx context.Context, r request, files ...*os.File) (reply, 
 		return reply{}, answer.Error.error()
 	}
 	return answer, nil
+}
+
+// connect waits for room in the shim's backlog (net.core.somaxconn): a shim that was silent, or has very many calls at once, may
+// well take this one later. The kernel has no event for that on a socket that is not blocking.
+func (c Client) connect(ctx context.Context) (fd int, err error) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		if fd, err = connect(c.Dir, socketName); !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return -1, ctx.Err()
+		}
+	}
 }
 
 func converse(conn *os.File, r request, files []*os.File) (answer reply, err error) {

@@ -227,6 +227,55 @@ func TestUnknownCall(t *testing.T) {
 	}
 }
 
+// A call that finds the backlog full is made when there is room again.
+func TestFullBacklog(t *testing.T) {
+	c := Client{Dir: t.TempDir()}
+	fd, err := listen(c.Dir, socketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := os.NewFile(uintptr(fd), socketName)
+	defer listener.Close()
+	unix.Listen(fd, 0)
+	waiting := 0
+	for ; ; waiting++ {
+		other, err := connect(c.Dir, socketName)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(other)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.State(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without room: %v", err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	asked := make(chan error, 1)
+	go func() { _, err := c.State(ctx); asked <- err }()
+	time.Sleep(10 * time.Millisecond) // it has met the full backlog
+	listener.SetDeadline(time.Now().Add(5 * time.Second))
+	for range waiting + 1 {
+		conn, err := accept(listener)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		go func() {
+			defer conn.Close()
+			if _, err := receive(conn, &request{}); err == nil { // the others say nothing
+				send(conn, reply{Version: Version, State: &State{}})
+			}
+		}()
+	}
+	if err := <-asked; err != nil {
+		t.Errorf("with room: %v", err)
+	}
+}
+
 // A call that could not be made is not the word of a dead shim.
 func TestCallsThatCannotBeMade(t *testing.T) {
 	p := newPod(t)
