@@ -2,7 +2,9 @@ package shim
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -40,15 +42,19 @@ func ReadExit(dir string) (Exit, error) {
 
 // writeExit needs no checksum in the file: it is renamed into place whole, and a machine that lost power has another
 // boot id, after which no exit file is asked for.
+//
+// The directory is the daemon's. It is gone when the container was removed while this shim was silent: then nobody will ask,
+// and a new one would never be removed.
 func writeExit(dir string, e Exit) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("cannot record an exit: %w", err)
-	}
 	data, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(dir, exitName), append(data, '\n'), 0o600)
+	err = atomicfile.Write(filepath.Join(dir, exitName), append(data, '\n'), 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func exitOf(e ending) Exit {

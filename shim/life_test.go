@@ -113,6 +113,23 @@ func TestLivingContainersAreKept(t *testing.T) {
 	}
 }
 
+// A container may be removed while its shim does not answer. What the shim then has to say of its end is nobody's.
+func TestEndOfARemovedContainer(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell("exec sleep 1000"))
+	dir := filepath.Join(p.config.Exits, id)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	p.Signal(t.Context(), id, unix.SIGKILL)
+	if x := p.wait(id); x.Code != 137 {
+		t.Errorf("exit is %+v", x)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the shim has made %s anew: %v", dir, err)
+	}
+}
+
 func TestExitBySignal(t *testing.T) {
 	p := newPod(t)
 	id := p.run(shell("exec sleep 1000"))

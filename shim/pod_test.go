@@ -216,8 +216,10 @@ func (p *pod) tryCreate(b *box) (string, error) {
 		r.LogPath = p.logPath(id)
 	}
 	r.Cgroup = append(r.Cgroup, "/sys/fs/cgroup/memory/"+cgroupName()+"/"+id, "/sys/fs/cgroup/"+cgroupName()+"/"+id)
-	if err := os.MkdirAll(r.Bundle, 0o700); err != nil {
-		p.t.Fatal(err)
+	for _, dir := range []string{r.Bundle, filepath.Join(p.config.Exits, id)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			p.t.Fatal(err)
+		}
 	}
 	spec := b.spec(id)
 	if b.change != nil {

@@ -19,7 +19,7 @@ import (
 type Config struct {
 	PodID         string
 	Dir           string // the pod's state directory; the shim's working directory. The socket is Dir/shim.sock, its pid file Dir/shim.pid
-	Exits         string // directory in which Exits/<container id>/exit is written when a container ends
+	Exits         string // directory in which Exits/<container id>/exit is written when a container ends; the caller makes Exits/<container id>
 	Runtime       string // the OCI runtime's program
 	RuntimeRoot   string
 	SystemdCgroup bool
