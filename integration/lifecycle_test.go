@@ -302,6 +302,37 @@ func TestSharedProcessNamespace(t *testing.T) {
 	})
 }
 
+// A container may end the first process that all share. Nothing can run in the pod then, and the kubelet makes another if it is told.
+func TestEndOfTheSharedInit(t *testing.T) {
+	for _, daemon := range []string{"up", "down"} {
+		t.Run("daemon "+daemon, func(t *testing.T) {
+			n := start(t, "builtin")
+			cfg := n.Pod("headless")
+			cfg.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+			pod := n.runPod(cfg)
+			c := engine.Container("rude", busybox, "sh", "-c", "sleep 2; kill 1; sleep 1000")
+			c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+			id := n.run(pod, cfg, c)
+			if daemon == "down" {
+				must(t, n.Kill())
+				time.Sleep(3 * time.Second)
+				must(t, n.Start())
+			}
+			if s := n.awaitState(id, cri.ContainerState_CONTAINER_EXITED); s.ExitCode != 137 {
+				t.Errorf("exit code %d, want 137", s.ExitCode)
+			}
+			n.eventually(10*time.Second, func() error {
+				if s := n.podStatus(pod); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+					return fmt.Errorf("the pod without an init is %s", s.State)
+				}
+				return nil
+			})
+			n.stopPod(pod)
+			n.removePod(pod)
+		})
+	}
+}
+
 func TestHostNamespaces(t *testing.T) {
 	n := start(t, "builtin")
 	cfg := n.Pod("host")

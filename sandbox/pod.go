@@ -107,6 +107,7 @@ func (p *pod) build(ctx context.Context) {
 		err = errors.Join(err, p.teardown(ctx))
 	} else {
 		go p.watchShim(p.facts().Shim)
+		go p.watchInit(p.facts().Init)
 	}
 	told(err)
 	p.built.end(err)

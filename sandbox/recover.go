@@ -261,6 +261,7 @@ func (p *pod) adopt(ctx context.Context, state shim.State) {
 	}
 	p.silent.Store(false)
 	go p.watchShim(state.Process)
+	go p.watchInit(p.facts().Init)
 }
 
 // adopt brings one container's record up to date with its shim.

@@ -29,8 +29,27 @@ func (p *pod) watchShim(process shim.Process) {
 	p.shimEnded()
 }
 
-// shimEnded is not an error when the pod is being stopped. Otherwise the pod is over.
-func (p *pod) shimEnded() {
+// watchInit ends a pod whose first process has ended, by a signal from one of its containers for example: the kernel has killed
+// the rest of the PID namespace with it, and no process can ever be started there again (pid_namespaces(7)).
+func (p *pod) watchInit(process shim.Process) {
+	if process.PID == 0 {
+		return
+	}
+	fd, err := process.Pin()
+	if err == nil {
+		err = errors.Join(unix.SetNonblock(fd, true), waitReadable(fd))
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.Log.Warn("cannot watch the init of a pod", "pod", p.id, "pid", process.PID, "error", err)
+		return
+	}
+	p.lost("init", process)
+}
+
+func (p *pod) shimEnded() { p.lost("shim", p.facts().Shim) }
+
+// lost is not an error when the pod is being stopped. Otherwise the pod is over.
+func (p *pod) lost(what string, process shim.Process) {
 	ctx := context.Background()
 	if !p.facts().ready() {
 		return
@@ -40,9 +59,9 @@ func (p *pod) shimEnded() {
 	if p.gone || !p.facts().ready() {
 		return
 	}
-	p.Log.Warn("the shim of a pod ended unexpectedly; the pod is stopped", "pod", p.id, "pid", p.facts().Shim.PID)
+	p.Log.Warn("the "+what+" of a pod ended unexpectedly; the pod is stopped", "pod", p.id, "pid", process.PID)
 	if err := p.halt(ctx); err != nil {
-		p.Log.Error("cannot stop a pod without a shim", "pod", p.id, "error", err)
+		p.Log.Error("cannot stop a pod that has lost its "+what, "pod", p.id, "error", err)
 	}
 }
 
