@@ -39,6 +39,10 @@ func (s *server) exec(ctx context.Context, r request, files [3]*os.File) (*Exit,
 	}
 	ended := b.claim(e.pid)
 	b.end()
+	if !s.reaper.adopted(e.pid, ended) {
+		e.killAll(nil)
+		return nil, errors.Join(err, fmt.Errorf("cannot tell how an exec in container %s has ended: the runtime did not leave its process to the shim", r.ID))
+	}
 	if err != nil {
 		e.killAll(ended)
 		return nil, err

@@ -130,6 +130,28 @@ func TestLeafBelow(t *testing.T) {
 	}
 }
 
+// A runtime that has waited for the process itself leaves nobody to wait for, and a pid that may be anybody's.
+func TestExecThatTheRuntimeHasReaped(t *testing.T) {
+	wrapper := filepath.Join(t.TempDir(), "runtime")
+	script := "#!/bin/sh\ncase \" $* \" in *' exec --help '*) ;; *' exec '*)\n" +
+		"while [ \"$1\" != --pid-file ]; do shift; done\ntrue & echo $! >\"$2\"; wait; exit 0;;\nesac\nexec " + runcProgram + " \"$@\"\n"
+	if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	old := runcProgram
+	runcProgram = wrapper
+	defer func() { runcProgram = old }()
+	p := newPod(t)
+	id := p.run(shell(reapingInit))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	process, _ := json.Marshal(execProcess("true"))
+	if x, err := p.Exec(ctx, ExecRequest{ID: id, Process: process}, nil, nil, nil); err == nil || ctx.Err() != nil {
+		t.Errorf("exec gave %+v, %v", x, err)
+	}
+	p.noLeaves()
+}
+
 // The end of one container is no reason to run the execs of others without cgroups.
 func TestLeavesAreKeptWhenAContainerEnds(t *testing.T) {
 	for _, cause := range []error{unix.ENOENT, unix.ENODEV} {

@@ -30,7 +30,7 @@ func (p Process) gone() (bool, error) {
 		return true, nil
 	}
 	stat, err := readStat(p.PID)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	if noSuchProcess(err) {
 		return true, nil
 	}
 	return err == nil && (stat.start != p.Start || stat.state == 'Z' || stat.state == 'X'), err
@@ -83,6 +83,11 @@ func processOf(pid int) (Process, error) {
 		return Process{}, err
 	}
 	return Process{PID: pid, Start: stat.start}, nil
+}
+
+// noSuchProcess: open gives ENOENT for a process that is gone, read ESRCH for one that has gone since.
+func noSuchProcess(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }
 
 type procStat struct {

@@ -56,23 +56,28 @@ func (r *reaper) run() {
 }
 
 func (r *reaper) collect() {
-	for {
-		var e ending
-		pid, err := unix.Wait4(-1, &e.status, unix.WNOHANG, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || pid <= 0 {
-			return
-		}
-		e.pid, e.at = pid, time.Now()
-		r.deliver(e)
+	for r.collectOne() {
 	}
 }
 
-func (r *reaper) deliver(e ending) {
+// collectOne frees a pid and tells of it under one lock: a pid whose ending was not delivered is still its process's.
+func (r *reaper) collectOne() (more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	var e ending
+	pid, err := unix.Wait4(-1, &e.status, unix.WNOHANG, nil)
+	if err == unix.EINTR {
+		return true
+	}
+	if err != nil || pid <= 0 {
+		return false
+	}
+	e.pid, e.at = pid, time.Now()
+	r.deliver(e)
+	return true
+}
+
+func (r *reaper) deliver(e ending) {
 	r.sequence++
 	e.sequence = r.sequence
 	if c, ok := r.claims[e.pid]; ok {
@@ -106,6 +111,22 @@ func (b *birth) claim(pid int) <-chan ending {
 	}
 	b.r.claims[pid] = c
 	return c
+}
+
+// adopted reports whether a claimed process is ours to reap. If not, because a runtime has waited for it itself, the claim is given
+// up: no ending will come, and the pid may be anybody's.
+func (r *reaper) adopted(pid int, ended <-chan ending) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(ended) > 0 {
+		return true
+	}
+	stat, err := readStat(pid)
+	if err == nil && stat.parent == os.Getpid() || err != nil && !noSuchProcess(err) {
+		return true
+	}
+	delete(r.claims, pid)
+	return false
 }
 
 // end gives up the endings that only this birth could still have claimed.
