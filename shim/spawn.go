@@ -105,6 +105,9 @@ func (c Config) start(program string, listener *os.File) (Process, error) {
 	}
 	// Not reaped before its start time is read, so the pid cannot be another's.
 	p, err := processOf(child.Pid)
+	if err != nil { // nobody would know whom to end
+		child.Kill()
+	}
 	go child.Wait()
 	if err != nil {
 		return Process{}, err
