@@ -13,8 +13,7 @@ import (
 )
 
 const (
-	// tries to boot. With several processors the emulator now and then trips over the kernel patching its own code at boot
-	// (an int3 Oops), which says nothing about what is under test.
+	// tries to boot. That an emulator trips over a kernel at boot says nothing about what is under test.
 	tries = 3
 	// upLimit is how long a machine may take until its first process says that it is up; on a busy host it takes seconds
 	// without systemd, and less than a minute with it.
