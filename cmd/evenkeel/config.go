@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -202,7 +203,48 @@ func (c *config) read(path string, from origins) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	return from.note(path, data)
+	var tree map[string]any
+	if err := toml.Unmarshal(data, &tree); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := otherSpellings(path, "", tree, reflect.TypeFor[config]()); err != nil {
+		return err
+	}
+	from.note(path, "", tree)
+	return nil
+}
+
+// otherSpellings refuses what go-toml takes for a known key, since it reads Root and ROOT as root: a file could set one key twice,
+// and no tool would find where its value comes from.
+func otherSpellings(path, prefix string, tree map[string]any, t reflect.Type) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(tree)) {
+		key, inner := strings.TrimPrefix(prefix+"."+keyPart(name), "."), t
+		if t.Kind() == reflect.Map {
+			inner = t.Elem()
+		} else {
+			field := fieldOf(t, name)
+			if known := field.Tag.Get("toml"); known != name {
+				errs = append(errs, fmt.Errorf("%s: unknown key %q; the nearest known key is %q", path, key, strings.TrimPrefix(prefix+"."+known, ".")))
+				continue
+			}
+			inner = field.Type
+		}
+		if below, ok := tree[name].(map[string]any); ok {
+			errs = append(errs, otherSpellings(path, key, below, inner))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fieldOf finds the field that go-toml takes for the key.
+func fieldOf(t reflect.Type, name string) (f reflect.StructField) {
+	for i := range t.NumField() {
+		if f = t.Field(i); strings.EqualFold(f.Tag.Get("toml"), name) {
+			break
+		}
+	}
+	return f
 }
 
 func unknownKeys(path string, unknown *toml.StrictMissingError) error {

@@ -19,20 +19,11 @@ import (
 type origins map[string]string
 
 // note takes the keys that a file sets.
-func (o origins) note(path string, data []byte) error {
-	var tree map[string]any
-	if err := toml.Unmarshal(data, &tree); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	o.noteTree(path, "", tree)
-	return nil
-}
-
-func (o origins) noteTree(path, prefix string, tree map[string]any) {
+func (o origins) note(path, prefix string, tree map[string]any) {
 	for name, value := range tree {
 		key := strings.TrimPrefix(prefix+"."+keyPart(name), ".")
 		if below, ok := value.(map[string]any); ok {
-			o.noteTree(path, key, below)
+			o.note(path, key, below)
 			continue
 		}
 		o[key] = path
