@@ -18,13 +18,33 @@ func (r *podRun) ensureImages(ctx context.Context) (map[string]imageFacts, error
 		if _, known := images[c.Image]; known {
 			continue
 		}
-		facts, err := r.ensureImage(ctx, c.Image, pullPolicy(r.options.pull, c.ImagePullPolicy))
+		facts, err := r.ensureImage(ctx, c.Image, strictestPolicy(r.pod, c.Image, r.options.pull))
 		if err != nil {
 			return nil, err
 		}
 		images[c.Image] = facts
 	}
 	return images, nil
+}
+
+// strictness orders the policies of containers that share an image. Always is first, as in Kubernetes, where the container that
+// asks for it pulls and the one that says Never takes what is there.
+var strictness = []v1.PullPolicy{v1.PullAlways, v1.PullNever, v1.PullIfNotPresent}
+
+// strictestPolicy is that of the container that asks for most: it may be any of those with this image.
+func strictestPolicy(pod *v1.Pod, image, flag string) v1.PullPolicy {
+	asked := map[v1.PullPolicy]bool{}
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if c.Image == image {
+			asked[pullPolicy(flag, c.ImagePullPolicy)] = true
+		}
+	}
+	for _, policy := range strictness {
+		if asked[policy] {
+			return policy
+		}
+	}
+	return v1.PullIfNotPresent
 }
 
 // pullPolicy is the flag's, else the container's, else IfNotPresent. (Kubernetes pulls a tag :latest always unless told
