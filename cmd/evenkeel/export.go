@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/evenkeel/evenkeel/cri/operator"
 )
@@ -23,7 +22,7 @@ func exportCommand() *cobra.Command {
 		Short: "Write images to an archive that is an OCI layout and loads with docker as well",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, refs []string) error {
-			if f, ok := c.OutOrStdout().(*os.File); to == "-" && ok && term.IsTerminal(int(f.Fd())) {
+			if to == "-" && isTerminal(c.OutOrStdout()) {
 				return errors.New("an archive is nothing for a terminal; name a file with --to")
 			}
 			// Ctrl-C must not leave the half of an archive beside the name that was asked for.

@@ -4,12 +4,15 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // version is set by the build: -ldflags "-X main.version=…".
@@ -25,22 +28,60 @@ type exitCode int
 func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func execute(args []string, in io.Reader, out, errOut io.Writer) int {
+	written := &output{to: out}
 	root := rootCommand()
 	root.SetArgs(args)
 	root.SetIn(in)
-	root.SetOut(out)
+	root.SetOut(written)
 	root.SetErr(errOut)
 	nameUsage(root)
 	err := root.Execute()
 	var code exitCode
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &code):
+	if errors.As(err, &code) {
+		err = nil
+	}
+	if failed := written.failure(); failed != nil && !errors.Is(err, failed) {
+		err = errors.Join(err, fmt.Errorf("cannot write the output: %w", failed))
+	}
+	if err == nil {
 		return int(code)
 	}
 	fmt.Fprintln(errOut, "evenkeel:", plain(err))
-	return 1
+	return max(1, int(code))
+}
+
+// output is where a command prints. It keeps the first failure, so that no command has to look at each line that it prints,
+// and none that lost its output ends with success.
+type output struct {
+	to io.Writer
+
+	mu    sync.Mutex
+	first error // guarded by mu
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.to.Write(p)
+	if err != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.first = cmp.Or(o.first, err)
+	}
+	return n, err
+}
+
+func (o *output) failure() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.first
+}
+
+// isTerminal looks through an output at what it writes to.
+func isTerminal(w io.Writer) bool {
+	if o, ok := w.(*output); ok {
+		w = o.to
+	}
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // nameUsage has every error about arguments and flags say how the command is used.
