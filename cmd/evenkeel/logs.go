@@ -88,7 +88,7 @@ func (e *engine) containerLogs(ctx context.Context, c *cri.Container, o logsOpti
 	if answer.Status.LogPath == "" {
 		return fmt.Errorf("container %s was made without a log", name)
 	}
-	t := &tail{Path: answer.Status.LogPath, Lines: o.lines, Follow: o.follow, Line: out.lines(name)}
+	t := &tail{Path: answer.Status.LogPath, Lines: o.lines, Follow: o.follow, Line: out.lines(name), Skipped: out.skipped}
 	if o.since > 0 {
 		t.Since = time.Now().Add(-o.since)
 	}
@@ -128,6 +128,13 @@ type logPrinter struct {
 
 func (p *logPrinter) lines(container string) func(logLine) error {
 	return func(l logLine) error { return p.print(container, l) }
+}
+
+// skipped tells of lines that cannot be printed. It is no failure: all the others were.
+func (p *logPrinter) skipped(count int, first error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.stderr, "evenkeel: skipped lines that are no log lines: %d, the first in %s\n", count, first)
 }
 
 func (p *logPrinter) print(container string, l logLine) error {

@@ -282,7 +282,7 @@ func (r *podRun) follow(ctx context.Context, c *v1.Container, id string, attempt
 	ended := make(chan struct{})
 	logged := make(chan error, 1)
 	go func() {
-		t := &tail{Path: fmt.Sprintf("%s/%s/%d.log", r.dir.logs(), c.Name, attempt), Lines: -1, Follow: true, Line: r.out.line(c.Name)}
+		t := &tail{Path: fmt.Sprintf("%s/%s/%d.log", r.dir.logs(), c.Name, attempt), Lines: -1, Follow: true, Line: r.out.line(c.Name), Skipped: r.out.logs.skipped}
 		logged <- t.run(ctx, ended)
 	}()
 	s, err := r.wait(ctx, id)

@@ -83,7 +83,7 @@ func (o *runOutput) lastLines(container, path string) {
 	if !o.silent || path == "" {
 		return
 	}
-	t := &tail{Path: path, Lines: 10, Line: func(l logLine) error {
+	t := &tail{Path: path, Lines: 10, Skipped: o.logs.skipped, Line: func(l logLine) error {
 		o.note("%s | %s", container, l.Text)
 		return nil
 	}}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,10 +23,19 @@ type tail struct {
 	Follow bool
 	Since  time.Time // skip what is older
 	Line   func(logLine) error
+
+	// Skipped hears how many lines were no log lines and what was wrong with the first: a machine that lost its power may leave
+	// some. It is called once for what the log had at first and, where it is followed, once more for the rest.
+	Skipped func(count int, first error)
+
+	told  bool
+	bad   int // since Skipped was called
+	first error
 }
 
 // run returns nil at the end of the log, or the context's error.
 func (t *tail) run(ctx context.Context, ended <-chan struct{}) error {
+	defer t.tell()
 	f, err := os.Open(t.Path)
 	if err != nil {
 		return fmt.Errorf("cannot open log: %w", err)
@@ -106,6 +116,14 @@ func (t *tail) rotated(f *os.File) (*os.File, error) {
 	return next, err
 }
 
+// tell says what has been skipped since it was last said.
+func (t *tail) tell() {
+	if t.bad > 0 {
+		t.Skipped(t.bad, fmt.Errorf("%s: %w", t.Path, t.first))
+		t.told, t.bad, t.first = true, 0, nil
+	}
+}
+
 func (t *tail) drain(lines *lineReader) error {
 	for {
 		raw, ok, err := lines.next()
@@ -113,11 +131,15 @@ func (t *tail) drain(lines *lineReader) error {
 			return fmt.Errorf("cannot read log %s: %w", t.Path, err)
 		}
 		if !ok {
+			if !t.told {
+				t.tell()
+			}
 			return nil
 		}
 		line, err := parseLogLine(raw)
 		if err != nil {
-			return fmt.Errorf("%s: %w", t.Path, err)
+			t.bad, t.first = t.bad+1, cmp.Or(t.first, err)
+			continue
 		}
 		if line.Time.Before(t.Since) {
 			continue

@@ -116,6 +116,51 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// TestLinesThatAreNone: they are passed over, and told of with their number.
+func TestLinesThatAreNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	write(t, path, logText(0, 1)+"\x00\x00\x00\n{}\n"+logText(1, 2))
+	var got []string
+	reader := &tail{Path: path, Lines: -1}
+	reader.Line = func(l logLine) error {
+		got = append(got, string(l.Text))
+		return nil
+	}
+	total := 0
+	reader.Skipped = func(count int, first error) {
+		got = append(got, fmt.Sprint(count, " ", first))
+		total += count
+	}
+	if err := reader.run(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"line 0", "line 1", `2 ` + path + `: log line "\x00\x00\x00\n" has no time, stream and tag`}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+
+	// Followed, it tells of what was there at once and of the rest at the end.
+	got, total, reader = nil, 0, &tail{Path: path, Lines: -1, Follow: true, Skipped: reader.Skipped}
+	seen, ended, done := make(chan string, 100), make(chan struct{}), make(chan error, 1)
+	reader.Line = func(l logLine) error {
+		seen <- string(l.Text)
+		return nil
+	}
+	go func() { done <- reader.run(t.Context(), ended) }()
+	await(t, seen, "line 1")
+	for i := range 3 {
+		write(t, path, "torn\n"+logText(2+i, 3+i))
+		await(t, seen, fmt.Sprint("line ", 2+i))
+	}
+	close(ended)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if total != 5 || len(got) > 2 {
+		t.Errorf("told of %d lines, so: %q", total, got)
+	}
+}
+
 func TestFollowEndsWithItsContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")
 	write(t, path, "")
