@@ -34,19 +34,52 @@ type execOptions struct {
 func execCommand() *cobra.Command {
 	var t tool
 	var o execOptions
+	var ref string
+	var command []string
 	c := &cobra.Command{
-		Use:     "exec CONTAINER|POD -- COMMAND [ARG...]",
-		Short:   "Run a command in a container and pass on its exit code",
-		Example: "  evenkeel exec -it web -- sh\n  evenkeel exec web -c server -- cat /etc/resolv.conf",
-		Args:    cobra.MinimumNArgs(2),
-		RunE:    func(c *cobra.Command, args []string) error { return t.exec(c, args[0], args[1:], o) },
+		Use:   "exec CONTAINER|POD [--] COMMAND [ARG...]",
+		Short: "Run a command in a container and pass on its exit code",
+		Long: "Run a command in a container and pass on its exit code.\n\n" +
+			"Flags of evenkeel stand before the command, on either side of the container. What follows the command is its own, also\n" +
+			"without --, which is needed only where the command's name begins with a dash.",
+		Example: "  evenkeel exec -it web sh\n  evenkeel exec web -c server ls -l /etc",
+		Args: func(c *cobra.Command, args []string) (err error) {
+			ref, command, err = splitCommand(c, args)
+			return err
+		},
+		RunE: func(c *cobra.Command, _ []string) error {
+			if help, _ := c.Flags().GetBool("help"); help { // after the container, where cobra does not look for it
+				return c.Help()
+			}
+			return t.exec(c, ref, command, o)
+		},
 	}
 	f := c.Flags()
+	f.SetInterspersed(false)
 	f.StringVarP(&o.container, "container", "c", "", "which container of the pod")
 	f.BoolVarP(&o.stdin, "stdin", "i", false, "pass on standard input")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
 	f.DurationVar(&o.timeout, "timeout", 0, "with --output json: kill the command after this time")
 	return t.register(c)
+}
+
+// splitCommand parts the container from the command, and reads the flags between the two: the first reading ended at the container.
+// After a -- there are none.
+func splitCommand(c *cobra.Command, args []string) (ref string, command []string, err error) {
+	if len(args) == 0 {
+		return "", nil, errors.New("requires a container and a command")
+	}
+	ref, command = args[0], args[1:]
+	if c.ArgsLenAtDash() != 0 {
+		if err := c.Flags().Parse(command); err != nil {
+			return "", nil, err
+		}
+		command = c.Flags().Args()
+	}
+	if help, _ := c.Flags().GetBool("help"); len(command) == 0 && !help {
+		return "", nil, fmt.Errorf("requires a command to run in %s", ref)
+	}
+	return ref, command, nil
 }
 
 func (t *tool) exec(c *cobra.Command, ref string, command []string, o execOptions) error {
