@@ -81,7 +81,12 @@ func (t *tool) connect(ctx context.Context) (*engine, error) {
 	if err := knock(ctx, path); err != nil {
 		return nil, noEngine(address, err)
 	}
+	return dial(address, path, answerLimit)
+}
+
+func dial(address, path string, limit time.Duration) (*engine, error) {
 	conn, err := grpc.NewClient("unix://"+path,
+		grpc.WithUnaryInterceptor(patience(address, limit)),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithAuthority("localhost"),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}),

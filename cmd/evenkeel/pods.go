@@ -47,7 +47,9 @@ func (e *engine) podRows(ctx context.Context) ([]podRow, error) {
 	rows := make([]podRow, len(w.pods))
 	for i, p := range w.pods {
 		rows[i] = w.podRow(p)
-		rows[i].IPs = e.addresses(ctx, p.Id)
+		if rows[i].IPs, err = e.addresses(ctx, p.Id); err != nil {
+			return nil, fmt.Errorf("cannot ask for the addresses of pod %s: %w", podName(p), err)
+		}
 	}
 	slices.SortStableFunc(rows, func(a, b podRow) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	return rows, nil
@@ -68,12 +70,16 @@ func (w *world) podRow(p *cri.PodSandbox) podRow {
 	return row
 }
 
-// addresses of a pod, the primary first. A pod that has gone since it was listed has none.
-func (e *engine) addresses(ctx context.Context, id string) []string {
+// addresses of a pod, the primary first. A pod that has gone since it was listed has none. The error is that of an engine that does
+// not answer.
+func (e *engine) addresses(ctx context.Context, id string) ([]string, error) {
 	ips := []string{}
 	answer, err := e.pods.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id})
+	if isUnanswered(err) {
+		return nil, err
+	}
 	if err != nil {
-		return ips
+		return ips, nil
 	}
 	net := answer.GetStatus().GetNetwork()
 	if net.GetIp() != "" {
@@ -82,7 +88,7 @@ func (e *engine) addresses(ctx context.Context, id string) []string {
 	for _, more := range net.GetAdditionalIps() {
 		ips = append(ips, more.GetIp())
 	}
-	return ips
+	return ips, nil
 }
 
 func podTable(rows []podRow, noTrunc bool, now time.Time) *table {

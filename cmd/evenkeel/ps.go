@@ -57,7 +57,11 @@ func (e *engine) containerRows(ctx context.Context, all bool) ([]containerRow, e
 			continue
 		}
 		row := w.containerRow(c)
-		if answer, err := e.pods.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.Id}); err == nil {
+		answer, err := e.pods.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.Id})
+		if isUnanswered(err) {
+			return nil, fmt.Errorf("cannot ask for the status of container %s: %w", row.Name, err)
+		}
+		if err == nil {
 			row.addStatus(answer.Status)
 		}
 		rows = append(rows, row)

@@ -186,7 +186,9 @@ func (r *podRun) runSandbox(ctx context.Context) error {
 		return fmt.Errorf("cannot run pod %s: %w", podTitle(r.pod), err)
 	}
 	r.id = answer.PodSandboxId
-	r.at.ips = r.addresses(detached, r.id)
+	if r.at.ips, err = r.addresses(detached, r.id); err != nil {
+		return fmt.Errorf("cannot ask for the addresses of pod %s: %w", podTitle(r.pod), err)
+	}
 	if err := os.WriteFile(r.dir.hosts(), []byte(hostsFile(r.pod, r.at.ips, string(nodeHosts))), 0o644); err != nil {
 		return fmt.Errorf("cannot write the pod's hosts file: %w", err)
 	}
