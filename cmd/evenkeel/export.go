@@ -22,7 +22,7 @@ func exportCommand() *cobra.Command {
 		Short: "Write images to an archive that is an OCI layout and loads with docker as well",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, refs []string) error {
-			if to == "-" && isTerminal(c.OutOrStdout()) {
+			if to == "-" && terminalOf(c.OutOrStdout()) != nil {
 				return errors.New("an archive is nothing for a terminal; name a file with --to")
 			}
 			// Ctrl-C must not leave the half of an archive beside the name that was asked for.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -53,7 +54,8 @@ func execute(args []string, in io.Reader, out, errOut io.Writer) int {
 // output is where a command prints. It keeps the first failure, so that no command has to look at each line that it prints,
 // and none that lost its output ends with success.
 type output struct {
-	to io.Writer
+	to     io.Writer
+	broken func() // called when nobody reads any more; may be nil
 
 	mu    sync.Mutex
 	first error // guarded by mu
@@ -65,6 +67,9 @@ func (o *output) Write(p []byte) (int, error) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.first = cmp.Or(o.first, err)
+		if o.broken != nil && errors.Is(err, syscall.EPIPE) {
+			o.broken()
+		}
 	}
 	return n, err
 }
@@ -75,13 +80,17 @@ func (o *output) failure() error {
 	return o.first
 }
 
-// isTerminal looks through an output at what it writes to.
-func isTerminal(w io.Writer) bool {
-	if o, ok := w.(*output); ok {
-		w = o.to
+// terminalOf is the terminal that w writes to, or nil.
+func terminalOf(w io.Writer) *os.File {
+	switch w := w.(type) {
+	case *output:
+		return terminalOf(w.to)
+	case *os.File:
+		if term.IsTerminal(int(w.Fd())) {
+			return w
+		}
 	}
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	return nil
 }
 
 // nameUsage has every error about arguments and flags say how the command is used.

@@ -78,22 +78,27 @@ func (t *tool) run(c *cobra.Command, file string, o runOptions) error {
 	if pod.UID == "" {
 		pod.UID = newUID()
 	}
-	ctx, kill, end := interrupts(c.Context())
+	ctx, lost, kill, end := interrupts(c.Context())
 	defer end()
-	r := &podRun{engine: e, pod: pod, options: o, kill: kill, out: newRunOutput(c, t.json(), o.detach, pod)}
+	logs := &logPrinter{stdout: &output{to: c.OutOrStdout(), broken: lost}, stderr: &output{to: c.ErrOrStderr(), broken: lost}, json: t.json(), kind: "log"}
+	r := &podRun{engine: e, pod: pod, options: o, kill: kill, out: newRunOutput(logs, o.detach, pod)}
 	return r.run(ctx)
 }
 
 // interrupts gives a context that ends at the first SIGINT or SIGTERM and a channel that closes at the second. The loss of the
-// terminal, or of the reader of the output, ends the context, too: nobody would be there to stop the pod, or to restart its containers.
-func interrupts(parent context.Context) (ctx context.Context, kill <-chan struct{}, end func()) {
+// terminal ends the context, too, and that of the output's reader, which is told with lost: nobody would be there to stop the pod, or
+// to restart its containers.
+func interrupts(parent context.Context) (ctx context.Context, lost func(), kill <-chan struct{}, end func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals, losses := make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	signal.Notify(losses, syscall.SIGPIPE) // each further write to a broken pipe sends one
-	if !signal.Ignored(syscall.SIGHUP) {   // as under nohup
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
 		signal.Notify(losses, syscall.SIGHUP)
 	}
+	// Taken, so that a write to a broken pipe fails and does not end this process, and read by nobody: the connection to a daemon that
+	// died sends one as well.
+	pipes := make(chan os.Signal, 1)
+	signal.Notify(pipes, syscall.SIGPIPE)
 	second, quit := make(chan struct{}), make(chan struct{})
 	go func() {
 		for {
@@ -110,9 +115,10 @@ func interrupts(parent context.Context) (ctx context.Context, kill <-chan struct
 			cancel()
 		}
 	}()
-	return ctx, second, func() {
+	return ctx, cancel, second, func() {
 		signal.Stop(signals)
 		signal.Stop(losses)
+		signal.Stop(pipes)
 		close(quit)
 		cancel()
 	}

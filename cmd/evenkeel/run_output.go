@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 
-	"github.com/spf13/cobra"
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -52,14 +51,13 @@ type exitEvent struct {
 	Reason    string `json:"reason,omitempty"`
 }
 
-func newRunOutput(c *cobra.Command, asJSON, silent bool, pod *v1.Pod) *runOutput {
-	p := &logPrinter{stdout: c.OutOrStdout(), stderr: c.ErrOrStderr(), json: asJSON, kind: "log"}
+func newRunOutput(p *logPrinter, silent bool, pod *v1.Pod) *runOutput {
 	if len(pod.Spec.InitContainers)+len(pod.Spec.Containers) > 1 {
 		for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 			p.names = max(p.names, len(c.Name))
 		}
 	}
-	return &runOutput{logs: p, json: asJSON, silent: silent}
+	return &runOutput{logs: p, json: p.json, silent: silent}
 }
 
 // note tells the operator how things go.

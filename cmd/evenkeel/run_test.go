@@ -15,10 +15,19 @@ func TestInterrupts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, first := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE} {
-		ctx, kill, end := interrupts(context.WithoutCancel(t.Context()))
-		send(t, self, first)
+		ctx, lost, kill, end := interrupts(context.WithoutCancel(t.Context()))
+		if first == syscall.SIGPIPE {
+			send(t, self, first) // as the connection to a daemon that dies does
+			time.Sleep(20 * time.Millisecond)
+			if ctx.Err() != nil {
+				t.Error("a signal of a connection ends the run")
+			}
+			writeToNobody(t, lost)
+		} else {
+			send(t, self, first)
+		}
 		within(t, first, ctx.Done())
-		send(t, self, syscall.SIGPIPE)
+		writeToNobody(t, lost)
 		send(t, self, syscall.SIGHUP)
 		time.Sleep(20 * time.Millisecond)
 		if isClosed(kill) {
@@ -27,6 +36,19 @@ func TestInterrupts(t *testing.T) {
 		send(t, self, syscall.SIGINT)
 		within(t, syscall.SIGINT, kill)
 		end()
+	}
+}
+
+func writeToNobody(t *testing.T, lost func()) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	r.Close()
+	if _, err := (&output{to: w, broken: lost}).Write([]byte("x")); err == nil {
+		t.Error("a pipe without a reader takes a byte")
 	}
 }
 
