@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/evenkeel/evenkeel/internal/effect"
 )
 
 // manifest writes a Pod whose containers run scripts of busybox's shell.
@@ -134,6 +136,34 @@ volumes: [{name: v}]
 		t.Errorf("a container that succeeds at the second try: %v\n%s", err, out)
 	}
 	n.nothingRuns()
+}
+
+// TestRunWhileTheDaemonDies: `run` asks again for what was made and not answered.
+func TestRunWhileTheDaemonDies(t *testing.T) {
+	n := start(t, "builtin")
+	short := manifest(t, "short", `
+restartPolicy: Never
+containers:
+- {name: main, image: IMAGE, command: [echo, done]}
+`)
+	for _, at := range []string{"kill-before:pod.ready", "kill-after:pod.ready", "kill-after:container.created", "kill-before:container.start", "kill-after:container.started"} {
+		must(t, n.Restart(effect.FaultEnv+"="+at))
+		type end struct {
+			out string
+			err error
+		}
+		ended := make(chan end, 1)
+		go func() {
+			out, err := n.evenkeel("run", "--rm", short)
+			ended <- end{out, err}
+		}()
+		must(t, n.AwaitEnd(n.ctx()))
+		must(t, n.Restart())
+		if e := <-ended; e.err != nil || !strings.Contains(e.out, "done\n") {
+			t.Errorf("%s: %v\n%s", at, e.err, e.out)
+		}
+		n.nothingRuns()
+	}
 }
 
 const ticking = `

@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -20,7 +22,7 @@ const (
 	sandboxLimit = 4 * time.Minute
 )
 
-// restartLimit is how long the end of a pod waits for a daemon that is away: a restart takes a second or two.
+// restartLimit is how long a pod's run waits for a daemon that is away: a restart takes a second or two.
 const restartLimit = 10 * time.Second
 
 // podRun is one pod from its manifest to its end.
@@ -33,7 +35,8 @@ type podRun struct {
 
 	dir     podDir
 	lock    *os.File // on dir, as long as this process runs the pod
-	id      string   // of the sandbox; empty before it exists
+	asked   bool     // for the sandbox: it may exist
+	id      string   // of the sandbox; empty before it is known
 	config  *cri.PodSandboxConfig
 	at      place
 	started []*startedContainer // in order
@@ -181,7 +184,12 @@ func (r *podRun) runSandbox(ctx context.Context) error {
 	r.config = sandboxConfig(r.pod, r.dir, string(resolvConf))
 	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), sandboxLimit)
 	defer cancel()
-	answer, err := r.pods.RunPodSandbox(detached, &cri.RunPodSandboxRequest{Config: r.config})
+	r.asked = true
+	var answer *cri.RunPodSandboxResponse
+	err := r.insist(detached, func() (err error) {
+		answer, err = r.pods.RunPodSandbox(detached, &cri.RunPodSandboxRequest{Config: r.config})
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("cannot run pod %s: %w", podTitle(r.pod), err)
 	}
@@ -269,11 +277,24 @@ func (r *podRun) start(ctx context.Context, c *v1.Container, attempt uint32) (id
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestLimit)
 	defer cancel()
-	made, err := r.pods.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: r.id, Config: config, SandboxConfig: r.config})
+	var made *cri.CreateContainerResponse
+	err = r.insist(ctx, func() (err error) {
+		made, err = r.pods.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: r.id, Config: config, SandboxConfig: r.config})
+		return err
+	})
 	if err != nil {
 		return "", fmt.Errorf("cannot create container %s: %w", c.Name, err)
 	}
-	if _, err := r.pods.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+	repeated := false
+	err = r.insist(ctx, func() error {
+		_, err := r.pods.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId})
+		if repeated && status.Code(err) == codes.FailedPrecondition { // the first one did start it; its status tells what came of it
+			return nil
+		}
+		repeated = true
+		return err
+	})
+	if err != nil {
 		return "", fmt.Errorf("cannot start container %s: %w", c.Name, err)
 	}
 	return made.ContainerId, nil
@@ -442,10 +463,53 @@ func (r *podRun) await(ctx context.Context) error {
 	return nil
 }
 
+// insist sends a request again whose answer was lost with the daemon, when one is back. The engine finishes or undoes what was begun,
+// and answers the repeated request with what was made. An engine can answer Unavailable itself, of a shim that is silent, so the
+// tries are few.
+func (r *podRun) insist(ctx context.Context, request func() error) error {
+	err := request()
+	end := time.Now().Add(restartLimit)
+	for pause := 100 * time.Millisecond; status.Code(err) == codes.Unavailable && time.Now().Before(end); pause *= 2 {
+		if sleep(ctx, pause) != nil {
+			return err
+		}
+		if away := r.await(ctx); away != nil {
+			return errors.Join(err, away)
+		}
+		err = request()
+	}
+	return err
+}
+
+// adopt finds the pod whose making was not answered. A nil error means that r.id is that pod, or that there is none.
+func (r *podRun) adopt(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestLimit)
+	defer cancel()
+	err := r.await(ctx)
+	if err == nil {
+		var answer *cri.ListPodSandboxResponse
+		answer, err = r.pods.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+		for _, p := range answer.GetItems() {
+			if p.GetMetadata().GetUid() == string(r.pod.UID) {
+				r.id = p.Id
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tell whether pod %s was made (see `evenkeel pods`); %s is left for it: %w", podTitle(r.pod), r.dir.Path, err)
+	}
+	return nil
+}
+
 // remove stops the pod and takes away all that was made for it. It is safe at any time and more than once.
 func (r *podRun) remove(ctx context.Context) error {
 	if r.lock != nil {
 		defer r.lock.Close()
+	}
+	if r.asked && r.id == "" {
+		if err := r.adopt(ctx); err != nil {
+			return err
+		}
 	}
 	if r.id != "" {
 		if err := r.stop(ctx); err != nil {
