@@ -20,11 +20,11 @@ func (s *Server) ListImages(ctx context.Context, req *cri.ListImagesRequest) (*c
 	return &cri.ListImagesResponse{Images: images}, nil
 }
 
-// listImages gives all images, or the one that the filter names, or none.
+// listImages gives all images, or the one that the filter names, or none: nothing has a name that is none.
 func (s *Server) listImages(filter *cri.ImageFilter) ([]*cri.Image, error) {
 	if name := filter.GetImage().GetImage(); name != "" {
 		img, err := s.Images.Get(name)
-		if errors.Is(err, image.ErrNotFound) {
+		if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrReference) {
 			return nil, nil
 		}
 		if err != nil {

@@ -123,6 +123,9 @@ func TestAnImageIsPulledSeenAndRemoved(t *testing.T) {
 	if got, err := client.ListImages(ctx, &cri.ImageFilter{Image: spec("localhost/other:1")}); err != nil || len(got) != 0 {
 		t.Errorf("list of another image: %v, %v", got, err)
 	}
+	if got, err := client.ListImages(ctx, &cri.ImageFilter{Image: spec("Foo")}); err != nil || len(got) != 0 {
+		t.Errorf("list of what is no name: %v, %v", got, err)
+	}
 	checkFsInfo(t, s, client)
 	for range 2 { // the second is about an image that is gone
 		if err := client.RemoveImage(ctx, spec(ref)); err != nil {
