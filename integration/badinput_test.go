@@ -187,6 +187,7 @@ func TestBadContainers(t *testing.T) {
 		"pid of a target that is not there": {func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Pid, c.Linux.SecurityContext.NamespaceOptions.TargetId = cri.NamespaceMode_TARGET, nobody
 		}, anyCode, []string{"namespace_options.target_id", nobody}},
+		"unknown stop signal": {func(c *cri.ContainerConfig) { c.StopSignal = 99 }, codes.InvalidArgument, []string{"config.stop_signal: 99"}},
 		"unknown user": {func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUsername = "somebody-else"
 		}, codes.InvalidArgument, []string{"somebody-else"}},

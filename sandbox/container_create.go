@@ -128,6 +128,9 @@ func (p *pod) open(c *container) error {
 	if _, err := c.logPolicy(); err != nil {
 		return fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
 	}
+	if err := checkStopSignal(c.facts().Config.Message.GetStopSignal()); err != nil {
+		return fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
+	}
 	sandbox := p.facts().Config.Message.GetLinux().GetSecurityContext()
 	if c.facts().Config.Message.GetLinux().GetSecurityContext().GetPrivileged() && !sandbox.GetPrivileged() {
 		return fmt.Errorf("config.linux.security_context.privileged: pod %s is not privileged, so its containers cannot be: %w", p.id, ErrInvalid)

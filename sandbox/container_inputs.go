@@ -55,6 +55,14 @@ func (c *container) readInRootfs(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, databaseLimit))
 }
 
+// checkStopSignal refuses a number that the CRI gives to no signal: to end the container by another one could lose its data.
+func checkStopSignal(s cri.Signal) error {
+	if _, ok := cri.Signal_name[int32(s)]; !ok {
+		return fmt.Errorf("config.stop_signal: %d is no signal of the CRI's (api.proto, enum Signal): %w", s, ErrInvalid)
+	}
+	return nil
+}
+
 // stopSignal is the request's, else the image's, else SIGTERM.
 func stopSignal(cfg *cri.ContainerConfig, img *image.Image) int {
 	if s := cfg.GetStopSignal(); s != cri.Signal_SIGNAL_RUNTIME_DEFAULT {

@@ -52,6 +52,18 @@ func TestStopSignal(t *testing.T) {
 	}
 }
 
+func TestAnUnknownStopSignalIsRefused(t *testing.T) {
+	pod, containers := enter(t, emptyPods(t), "p", 1)
+	containers[0].facts().Config.Message.StopSignal = 99
+	if err := pod.open(containers[0]); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "config.stop_signal: 99") {
+		t.Errorf("got %v", err)
+	}
+	containers[0].facts().Config.Message.StopSignal = cri.Signal_SIGNAL_SIGRTMAX
+	if err := pod.open(containers[0]); err != nil {
+		t.Errorf("a signal of the CRI's: %v", err)
+	}
+}
+
 func TestResolvConf(t *testing.T) {
 	got, err := resolvConf(&cri.DNSConfig{Servers: []string{"10.0.0.10", "fd00::10"}, Searches: []string{"a.b", "b"}, Options: []string{"ndots:5"}}, network.DNS{Servers: []string{"1.1.1.1"}})
 	want := "search a.b b\nnameserver 10.0.0.10\nnameserver fd00::10\noptions ndots:5\n"
