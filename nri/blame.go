@@ -70,10 +70,19 @@ func (p *Plugins) name(err error) error {
 	}
 	plugin := p.blame.of(err)
 	if plugin == "" || strings.Contains(err.Error(), plugin) {
-		return fmt.Errorf("NRI: %w", err)
+		return fmt.Errorf("NRI: %w", said{err})
 	}
-	return fmt.Errorf("NRI plugin %s: %w", plugin, err)
+	return fmt.Errorf("NRI plugin %s: %w", plugin, said{err})
 }
+
+// said is a plugin's error without the gRPC status that plugins' errors have: the code of a request is not a plugin's to
+// choose. A NotFound of its own, for one, would tell the kubelet that the container is not there.
+type said struct{ err error }
+
+func (s said) Error() string { return s.err.Error() }
+
+// Is finds the sentinels, those of package context for example. There is no Unwrap, which would find the status.
+func (s said) Is(target error) bool { return errors.Is(s.err, target) }
 
 // survive turns a panic of the library over what a plugin said into an error: it must not end the daemon of all pods.
 func survive(err *error) {
