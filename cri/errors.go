@@ -44,6 +44,7 @@ var table = []struct {
 	{image.ErrDenied, codes.PermissionDenied},
 	{image.ErrPlatform, codes.NotFound}, // what both peers answer
 	{image.ErrArtifact, codes.InvalidArgument},
+	{image.ErrSubPath, codes.InvalidArgument}, // not NotFound: the image is there
 	{image.ErrCorrupt, codes.DataLoss},
 	{image.ErrNotFound, codes.NotFound},
 

@@ -34,6 +34,7 @@ func TestCodes(t *testing.T) {
 		{wrap(image.ErrUnavailable), codes.Unknown},
 		{wrap(image.ErrDenied), codes.PermissionDenied},
 		{wrap(image.ErrPlatform), codes.NotFound},
+		{wrap(image.ErrSubPath), codes.InvalidArgument},
 		{wrap(image.ErrCorrupt), codes.DataLoss},
 		{wrap(streaming.ErrTooMany), codes.ResourceExhausted},
 		{wrap(context.DeadlineExceeded), codes.DeadlineExceeded},

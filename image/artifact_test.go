@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -187,7 +188,8 @@ func TestVolumeOfAnImage(t *testing.T) {
 		}
 	}
 	for _, sub := range []string{"gone", "none", "etc/a/b", "out", "etc/none"} {
-		if got, err := v.Inside(target, sub); !errors.Is(err, ErrNotFound) {
+		got, err := v.Inside(target, sub)
+		if !errors.Is(err, ErrSubPath) || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), v.ID.String()) || !strings.Contains(err.Error(), strconv.Quote(sub)) {
 			t.Errorf("%q is %q, %v", sub, got, err)
 		}
 	}

@@ -82,6 +82,7 @@ var (
 	ErrPlatform    = errors.New("no image for this platform")
 	ErrCorrupt     = errors.New("content does not match its digest")
 	ErrArtifact    = errors.New("not a container image")
+	ErrSubPath     = errors.New("unusable sub path") // of an image volume
 )
 
 // Image is one image as the CRI sees it. It is immutable.

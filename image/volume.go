@@ -57,7 +57,7 @@ func (v Volume) Mount(ctx context.Context, target string) error {
 }
 
 // Inside returns the real path of sub in a volume that is mounted on target: "" is the volume itself. Links in the volume
-// are followed as if target were the root directory, so that none leads out of it. A missing path is ErrNotFound.
+// are followed as if target were the root directory, so that none leads out of it. A path that is not there, or is neither a directory nor a regular file, is ErrSubPath.
 // What is mounted in the container should be the returned path; it is a directory or a regular file.
 func (v Volume) Inside(target, sub string) (string, error) {
 	root, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -68,7 +68,7 @@ func (v Volume) Inside(target, sub string) (string, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(root, first(strings.Trim(sub, "/"), "."), &how)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return "", fmt.Errorf("%w: image volume %s has no path %q", ErrNotFound, v.ID, sub)
+		return "", fmt.Errorf("%w: image %s has no path %q, so the volume's subPath must be another, or the image one that has it", ErrSubPath, v.ID, sub)
 	}
 	if err != nil {
 		return "", fmt.Errorf("cannot open %q in image volume %s: %w", sub, v.ID, err)
@@ -80,7 +80,7 @@ func (v Volume) Inside(target, sub string) (string, error) {
 		return "", fmt.Errorf("cannot examine %q in image volume %s: %w", sub, v.ID, err)
 	}
 	if !info.IsDir() && !info.Mode().IsRegular() {
-		return "", fmt.Errorf("cannot show %q of image volume %s: it is neither a directory nor a regular file", sub, v.ID)
+		return "", fmt.Errorf("%w: %q in image %s is neither a directory nor a regular file, so it cannot be a volume", ErrSubPath, sub, v.ID)
 	}
 	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
