@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -153,9 +154,9 @@ func TestCDIDevice(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Dir(file), 0o755))
 	t.Cleanup(func() { os.Remove(file); os.Remove(filepath.Dir(file)) })
 	kind := n.Bridge + ".test/thing"
-	must(t, os.WriteFile(file, fmt.Appendf(nil, `{"cdiVersion": "0.6.0", "kind": %q, "containerEdits": {"env": ["VENDOR=1"]},
+	must(t, os.WriteFile(file, fmt.Appendf(nil, `{"cdiVersion": "0.7.0", "kind": %q, "containerEdits": {"env": ["VENDOR=1"]},
 		"devices": [{"name": "a", "containerEdits": {"deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/zero"}],
-		"mounts": [{"hostPath": %q, "containerPath": "/thing", "options": ["ro", "bind"]}]}}]}`, kind, n.Base), 0o644))
+		"mounts": [{"hostPath": %q, "containerPath": "/thing", "options": ["ro", "bind"]}], "additionalGids": [4711]}}]}`, kind, n.Base), 0o644))
 	cfg := n.Pod("p")
 	pod := n.runPod(cfg)
 	c := engine.Sleeper("main", busybox)
@@ -163,6 +164,9 @@ func TestCDIDevice(t *testing.T) {
 	id := n.run(pod, cfg, c)
 	if got := n.output(id, "sh", "-c", "head -c 4 /dev/thing | wc -c; echo $VENDOR; test -d /thing/root && echo mounted"); got != "4\n1\nmounted\n" {
 		t.Errorf("%q", got)
+	}
+	if groups := n.status(id).GetUser().GetLinux().GetSupplementalGroups(); !slices.Contains(groups, 4711) {
+		t.Errorf("the status leaves out the group of the device: %v", groups)
 	}
 	c = engine.Sleeper("other", busybox)
 	c.CDIDevices = []*cri.CDIDevice{{Name: kind + "=b"}}

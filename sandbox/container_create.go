@@ -241,7 +241,7 @@ func (c *container) decide(ctx context.Context, pod *pod, img *image.Image, volu
 	for _, clamp := range oci.Clamps(in) {
 		c.Log.Warn("a request was clamped to what this machine grants", "container", c.id, "clamp", clamp)
 	}
-	return spec, containerUser(user), nil
+	return spec, containerUser(spec.Process.User), nil
 }
 
 // refused keeps oci's words at the front, since the kubelet matches some by prefix (RROUnsupported), and adds what kind of refusal it is.
@@ -252,9 +252,10 @@ func refused(err error) error {
 	return fmt.Errorf("%w: %w", err, ErrInvalid)
 }
 
-func containerUser(u oci.User) *cri.ContainerUser {
+// containerUser is the user of the document, which vendors of devices and plugins have had their say on.
+func containerUser(u specs.User) *cri.ContainerUser {
 	linux := &cri.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
-	for _, group := range u.Groups {
+	for _, group := range u.AdditionalGids {
 		linux.SupplementalGroups = append(linux.SupplementalGroups, int64(group))
 	}
 	return &cri.ContainerUser{Linux: linux}
