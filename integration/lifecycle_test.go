@@ -333,6 +333,25 @@ func TestEndOfTheSharedInit(t *testing.T) {
 	}
 }
 
+// A debugging container, as kubectl debug --target asks for it.
+func TestProcessNamespaceOfATarget(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("p")
+	pod := n.runPod(cfg)
+	target := n.run(pod, cfg, engine.Container("main", busybox, "sleep", "4711"))
+	beside := func(name string) *cri.ContainerConfig {
+		c := engine.Sleeper(name, busybox)
+		c.Linux.SecurityContext.NamespaceOptions.Pid, c.Linux.SecurityContext.NamespaceOptions.TargetId = cri.NamespaceMode_TARGET, target
+		return c
+	}
+	if out := n.output(n.run(pod, cfg, beside("debug")), "ps"); !strings.Contains(out, "sleep 4711") {
+		t.Errorf("the target is not seen:\n%s", out)
+	}
+	n.stop(target, 0)
+	_, err := n.Runtime.CreateContainer(n.ctx(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: beside("late"), SandboxConfig: cfg})
+	refused(t, err, codes.FailedPrecondition, "target_id", target)
+}
+
 func TestHostNamespaces(t *testing.T) {
 	n := start(t, "builtin")
 	cfg := n.Pod("host")

@@ -107,6 +107,9 @@ func (c *container) make(ctx context.Context, pod *pod) error {
 	if err != nil {
 		return err
 	}
+	if err := c.checkTarget(); err != nil {
+		return err
+	}
 	err = c.note(ctx, containerCreated, func(r *containerRecord) {
 		r.Process, r.CreatedAt, r.StopSignal = process, time.Now(), stopSignal(r.Config.Message, img)
 		r.User.Message, r.StartFault, r.StartCode = user, fault.message, fault.code
@@ -278,6 +281,20 @@ func (c *container) joined(pod *pod, o *cri.NamespaceOption) (map[specs.LinuxNam
 		files[specs.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", target.facts().Process.PID)
 	}
 	return files, nil
+}
+
+// checkTarget comes after the runtime has opened the target's namespace by its pid: had the target ended before, the pid
+// could have been another process's by then. Nothing of the image has run yet.
+func (c *container) checkTarget() error {
+	o := c.facts().Config.Message.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if o.GetPid() != cri.NamespaceMode_TARGET {
+		return nil
+	}
+	target, err := c.index.container(o.GetTargetId())
+	if err != nil || !target.facts().Process.Alive() {
+		return fmt.Errorf("config.linux.security_context.namespace_options.target_id: container %s ended while a container was made beside it: %w", o.GetTargetId(), ErrState)
+	}
+	return nil
 }
 
 func (c *container) writeBundle(ctx context.Context, spec *specs.Spec) error {

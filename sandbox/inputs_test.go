@@ -1,7 +1,10 @@
 package sandbox
 
 import (
+	"bytes"
 	"errors"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -9,6 +12,7 @@ import (
 
 	"github.com/evenkeel/evenkeel/image"
 	"github.com/evenkeel/evenkeel/network"
+	"github.com/evenkeel/evenkeel/shim"
 )
 
 func TestEverySignalOfTheCRIHasANumber(t *testing.T) {
@@ -61,6 +65,29 @@ func TestAnUnknownStopSignalIsRefused(t *testing.T) {
 	containers[0].facts().Config.Message.StopSignal = cri.Signal_SIGNAL_SIGRTMAX
 	if err := pod.open(containers[0]); err != nil {
 		t.Errorf("a signal of the CRI's: %v", err)
+	}
+}
+
+func TestATargetWhosePidIsAnothersIsRefused(t *testing.T) {
+	_, containers := enter(t, emptyPods(t), "p", 2)
+	c, target := containers[0], containers[1]
+	c.facts().Config.Message.Linux = &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+		NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: target.id}}}
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, err := strconv.ParseUint(strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))[19], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target.facts().Process = shim.Process{PID: os.Getpid(), Start: start}
+	if err := c.checkTarget(); err != nil {
+		t.Errorf("a target that lives: %v", err)
+	}
+	target.facts().Process.Start++
+	if err := c.checkTarget(); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), target.id) {
+		t.Errorf("got %v", err)
 	}
 }
 
