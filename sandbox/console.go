@@ -34,7 +34,7 @@ func listenConsole(dir string) (*console, error) {
 	return &console{path: path, file: filepath.Join(dir, name), dir: d, listener: l}, nil
 }
 
-// receive waits for the terminal.
+// receive waits for the terminal, no longer than ctx.
 func (c *console) receive(ctx context.Context) (*os.File, error) {
 	stop := context.AfterFunc(ctx, func() { c.listener.Close() })
 	defer stop()
@@ -43,6 +43,7 @@ func (c *console) receive(ctx context.Context) (*os.File, error) {
 		return nil, err
 	}
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	space := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 256), space)
 	if err != nil {

@@ -130,30 +130,42 @@ func (c *container) runExec(ctx context.Context, r shim.ExecRequest, s Streams) 
 	return exit, err
 }
 
-// runExecTTY receives the terminal from the runtime, over a socket that the runtime can name however deep the state directory lies.
+// runExecTTY shows the terminal that the process gets from the runtime.
 func (c *container) runExecTTY(ctx context.Context, process []byte, s Streams) (shim.Exit, error) {
-	console, err := listenConsole(c.podState(c.podID))
+	return withTerminal(ctx, c.podState(c.podID), s, func(console string) (shim.Exit, error) {
+		return c.shim().Exec(ctx, shim.ExecRequest{ID: c.id, Process: process, ConsoleSocket: console}, nil, nil, nil)
+	})
+}
+
+// withTerminal receives a terminal over a socket in dir, which run can name however deep dir lies, and shows it while run
+// lasts. What was written to it by then still arrives.
+func withTerminal(ctx context.Context, dir string, s Streams, run func(console string) (shim.Exit, error)) (shim.Exit, error) {
+	console, err := listenConsole(dir)
 	if err != nil {
 		return shim.Exit{}, err
 	}
 	defer console.close()
 	waiting, end := context.WithCancel(ctx)
 	defer end()
-	terminals := make(chan *os.File, 1)
+	terminals := make(chan *os.File, 1) // gets one, which is nil if none came
 	var shown sync.WaitGroup
 	shown.Go(func() {
-		if master, err := console.receive(waiting); err == nil {
-			terminals <- master
+		master, err := console.receive(waiting)
+		terminals <- master
+		if err == nil {
 			showTerminal(master, s)
 		}
 	})
-	exit, err := c.shim().Exec(ctx, shim.ExecRequest{ID: c.id, Process: process, ConsoleSocket: console.path}, nil, nil, nil)
-	select {
-	case master := <-terminals: // it hangs up when its last process is gone; a descendant is not waited for
+	exit, err := run(console.path)
+	if err != nil {
+		end()
+	}
+	// A process that was short-lived can have ended before we got to its terminal, which is on its way then.
+	patience := time.AfterFunc(drainPatience, end)
+	defer patience.Stop()
+	if master := <-terminals; master != nil { // it hangs up when its last process is gone; a descendant is not waited for
 		defer master.Close()
 		master.SetReadDeadline(time.Now().Add(drainPatience))
-	default:
-		end()
 	}
 	shown.Wait()
 	return exit, err
