@@ -92,6 +92,29 @@ func TestMountsOfTheEngineDoNotTravel(t *testing.T) {
 	}
 }
 
+// Neither does what hides the node from a container.
+func TestMasksDoNotTravel(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("p")
+	pod := n.runPod(cfg)
+	shared := mountPoint(t, unix.MS_SHARED)
+	must(t, os.WriteFile(shared+"/file", []byte("of the node"), 0o644))
+	must(t, os.MkdirAll(shared+"/dir", 0o755))
+	t.Cleanup(func() { unix.Unmount(shared+"/file", unix.MNT_DETACH); unix.Unmount(shared+"/dir", unix.MNT_DETACH) })
+	c := engine.Sleeper("main", busybox)
+	c.Linux.SecurityContext.MaskedPaths, c.Linux.SecurityContext.ReadonlyPaths = []string{"/both/file", "/proc/kcore"}, []string{"/both/dir"}
+	c.Mounts = []*cri.Mount{{HostPath: shared, ContainerPath: "/both", Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL}}
+	id := n.run(pod, cfg, c)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	if strings.Contains(string(mounts), " "+shared+"/file ") || strings.Contains(string(mounts), " "+shared+"/dir ") {
+		t.Errorf("what a container must not see or write is hidden from the node as well")
+	}
+	if out := n.output(id, "sh", "-c", "cat /both/file; head -c 1 /proc/kcore | wc -c"); out != "of the node0\n" {
+		t.Errorf("got %q", out)
+	}
+}
+
 func TestMountOptions(t *testing.T) {
 	n := start(t, "builtin")
 	cfg := n.Pod("p")

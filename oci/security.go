@@ -36,18 +36,18 @@ func (in *Input) confinement(spec *specs.Spec) error {
 
 // kernelPaths takes the request's lists as they are. An empty list cannot be told from a missing one on the wire. The kubelet
 // sends an empty one for procMount Unmasked only, which Kubernetes allows in user namespaces only: there it is what was
-// meant, and elsewhere it is a client that left the choice to us.
+// meant, and elsewhere it is a client that left the choice to us. A mask is a mount: below a volume that propagates both ways
+// it would hide the path from the node, which the volume shows anyway.
 func (in *Input) kernelPaths(spec *specs.Spec) {
 	if in.security().GetPrivileged() {
 		return
 	}
-	if in.hasUserNamespace() {
-		spec.Linux.MaskedPaths = slices.Clone(in.security().GetMaskedPaths())
-		spec.Linux.ReadonlyPaths = slices.Clone(in.security().GetReadonlyPaths())
-		return
+	masked, readonly := slices.Clone(in.security().GetMaskedPaths()), slices.Clone(in.security().GetReadonlyPaths())
+	if !in.hasUserNamespace() {
+		masked, readonly = orDefault(masked, maskedPaths), orDefault(readonly, readonlyPaths)
 	}
-	spec.Linux.MaskedPaths = orDefault(in.security().GetMaskedPaths(), maskedPaths)
-	spec.Linux.ReadonlyPaths = orDefault(in.security().GetReadonlyPaths(), readonlyPaths)
+	spec.Linux.MaskedPaths = slices.DeleteFunc(masked, in.showsOnNode)
+	spec.Linux.ReadonlyPaths = slices.DeleteFunc(readonly, in.showsOnNode)
 }
 
 func orDefault(asked, fallback []string) []string {
