@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -88,6 +89,28 @@ func TestUpdateThroughALife(t *testing.T) {
 	}
 	n.stop(id, 2)
 	refused(t, n.update(id, &cri.LinuxContainerResources{CpuShares: 2}), codes.FailedPrecondition, "exited")
+}
+
+// What the kernel refuses is the client's mistake where it is sure to be one.
+func TestUpdateThatTheMachineCannotGrant(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("p")
+	pod := n.runPod(cfg)
+	// memory that nothing can take back: its tmpfs holds 40 MiB
+	id := n.run(pod, cfg, engine.Container("main", busybox, "sh", "-c", "head -c 41943040 /dev/zero > /dev/shm/held; exec sleep 1000"))
+	n.eventually(20*time.Second, func() error {
+		if size := n.output(id, "sh", "-c", "stat -c %s /dev/shm/held || true"); size != "41943040\n" {
+			return fmt.Errorf("it holds %s", size)
+		}
+		return nil
+	})
+	refused(t, n.update(id, &cri.LinuxContainerResources{CpusetCpus: "0,4000-4001"}), codes.InvalidArgument, "cpuset_cpus", "0,4000-4001")
+	refused(t, n.update(id, &cri.LinuxContainerResources{CpusetMems: "0-60"}), codes.InvalidArgument, "cpuset_mems", "0-60")
+	refused(t, n.update(id, &cri.LinuxContainerResources{CpusetCpus: "zero"}), codes.InvalidArgument, "cpuset_cpus", "zero")
+	if !cgroupV2() { // v2 takes the limit, and ends what is above it
+		refused(t, n.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 8 << 20}), codes.InvalidArgument, "memory_limit_in_bytes", "8388608")
+	}
+	must(t, n.update(id, &cri.LinuxContainerResources{CpusetCpus: "0", CpusetMems: "0", MemoryLimitInBytes: 256 << 20}))
 }
 
 func (n *node) limitsSwap() bool {

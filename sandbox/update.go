@@ -88,10 +88,21 @@ func (c *container) change(ctx context.Context, want *cri.LinuxContainerResource
 	}
 	if c.facts().StartFault == "" { // else the runtime has no container, and nothing will ever run
 		if err := containerUpdate.Do(ctx, func() error { return c.apply(ctx, resources, merged(old, want)) }); err != nil {
-			return fmt.Errorf("cannot update container %s: %w", c.id, err)
+			return fmt.Errorf("cannot update container %s: %w", c.id, c.explained(ctx, err, want))
 		}
 	}
 	return c.note(ctx, containerUpdated, func(r *containerRecord) { r.Resources.Message = merged(old, want) })
+}
+
+// explained puts the client's mistake before the kernel's words.
+func (c *container) explained(ctx context.Context, err error, want *cri.LinuxContainerResources) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	if mistake := c.mistakes(want); mistake != nil {
+		return fmt.Errorf("%w (%w)", mistake, err)
+	}
+	return err
 }
 
 // apply has the runtime write what it knows of. runc's update leaves hugepages and v2's own files out, and puts back those

@@ -69,3 +69,21 @@ func TestLimitFiles(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlySureMistakesAreNamed(t *testing.T) {
+	for _, test := range []struct{ asked, online, wrong string }{
+		{"0", "0-1\n", ""},
+		{"0-1", "0-1\n", ""},
+		{"0,2-3", "0,2-7", ""},
+		{"1", "0,2-7", "1 is not there"},
+		{"0,6-8", "0,2-7", "6-8 is not there"},
+		{"0-4294967295", "0-1", "0-4294967295 is not there"},
+		{"zero", "0-1", "that is no list of numbers"},
+		{"0;1", "0-1", "that is no list of numbers"},
+		{"all", "0-1", ""}, {"0-N", "0-1", ""}, {"0-31:2/4", "0-1", ""}, {"3-1", "0-1", ""}, {"99999999999999999999", "0-1", ""},
+	} {
+		if wrong := wrongInSet(test.asked, test.online); wrong != test.wrong {
+			t.Errorf("%q of %q: %q, want %q", test.asked, test.online, wrong, test.wrong)
+		}
+	}
+}
