@@ -26,6 +26,8 @@ var spoolArchive = effect.New("image.spool")
 // and never become paths. The order of an archive's entries is arbitrary, so it is read whole before it is used.
 type archive struct {
 	dir   string
+	limit int64              // bytes of all files
+	left  int64              // of them
 	taken int                // entries so far; an archive may have several of one name, of which the last counts
 	files map[string]spooled // by clean path in the archive
 	links map[string]string  // symbolic and hard, to clean paths
@@ -44,14 +46,19 @@ const (
 	linkDepth      = 8
 )
 
-// spool reads the whole archive, which may itself be compressed. On error the directory is left to the caller.
-func spool(ctx context.Context, r io.Reader, dir string) (*archive, error) {
+// DefaultArchiveBytes is what Store.ArchiveBytes means where it is zero: above the archives of the largest images with models
+// in them, and below what most nodes have free.
+const DefaultArchiveBytes = 64 << 30
+
+// spool reads the whole archive, which may itself be compressed, and whose files may have so many bytes together. On error the
+// directory is left to the caller.
+func spool(ctx context.Context, r io.Reader, dir string, limit int64) (*archive, error) {
 	plain, err := layer.Decompress(r)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the archive: %w", err)
 	}
 	defer plain.Close()
-	a := &archive{dir: dir, files: map[string]spooled{}, links: map[string]string{}, blobs: map[digest.Digest]spooled{}}
+	a := &archive{dir: dir, limit: limit, left: limit, files: map[string]spooled{}, links: map[string]string{}, blobs: map[digest.Digest]spooled{}}
 	t := tar.NewReader(plain)
 	for {
 		header, err := t.Next()
@@ -77,7 +84,7 @@ func (a *archive) take(ctx context.Context, header *tar.Header, r io.Reader) err
 	name := inArchive(header.Name)
 	switch header.Typeflag {
 	case tar.TypeReg:
-		return a.store(ctx, name, r)
+		return a.store(ctx, name, header.Size, r)
 	case tar.TypeLink:
 		a.links[name] = inArchive(header.Linkname)
 	case tar.TypeSymlink:
@@ -89,13 +96,18 @@ func (a *archive) take(ctx context.Context, header *tar.Header, r io.Reader) err
 // inArchive is a name as a key: clean, relative, and never above the archive's root.
 func inArchive(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
-func (a *archive) store(ctx context.Context, name string, r io.Reader) error {
+// store counts a file before it writes one byte: compressed or sparse, its content costs the archive nothing.
+func (a *archive) store(ctx context.Context, name string, size int64, r io.Reader) error {
+	if size < 0 || size > a.left {
+		return fmt.Errorf("its files have more than %d bytes, which is as much as one archive may have here; images.max_archive_bytes in the configuration allows more", a.limit)
+	}
+	a.left -= size
 	f, err := os.OpenFile(filepath.Join(a.dir, strconv.Itoa(a.taken)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	hash := digest.Canonical.Hash()
-	size, err := io.Copy(io.MultiWriter(f, hash), contextReader{ctx, r})
+	_, err = io.Copy(io.MultiWriter(f, hash), contextReader{ctx, r})
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}

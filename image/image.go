@@ -41,7 +41,10 @@ type Store struct {
 	// minutes; negative: not at all.
 	Lease  time.Duration
 	Limits layer.Limits // of what one layer may cost; zero fields: layer.DefaultLimits
-	Log    *slog.Logger // nil: silent
+	// ArchiveBytes bounds what the files of one archive may have together, inflated: they are written to disk before anything
+	// of the archive is used. 0: DefaultArchiveBytes.
+	ArchiveBytes int64
+	Log          *slog.Logger // nil: silent
 
 	pulls      flights[pullKey, *Image]
 	unpacks    flights[digest.Digest, string] // by diff ID; the value is the directory in ingest

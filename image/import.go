@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -48,7 +49,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, progress func(Progress)
 func (s *Store) importFrom(ctx context.Context, r io.Reader, dir string, progress func(Progress)) ([]*Image, error) {
 	var a *archive
 	err := spoolArchive.Do(ctx, func() (err error) {
-		a, err = spool(ctx, r, dir)
+		a, err = spool(ctx, r, dir, cmp.Or(s.ArchiveBytes, DefaultArchiveBytes))
 		return err
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -187,6 +188,49 @@ func TestImportRefusesBadArchives(t *testing.T) {
 			t.Errorf("%s: %v; want %q", what, err, c.want)
 		}
 		tidy(t, s, 0, 0)
+	}
+}
+
+// TestABombIsNoArchive: what an archive inflates to is bounded before it is on disk, and so is a sparse file, which is in no byte of the
+// archive.
+func TestABombIsNoArchive(t *testing.T) {
+	img := imageOf(t, "", pack("gzip", file{"a", noise(1, 100<<10), 0}))
+	packed := func(plain []byte) []byte {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		w.Write(plain)
+		w.Close()
+		return b.Bytes()
+	}
+	hole := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(hole, "hole"), nil, 0o600))
+	must(t, os.Truncate(filepath.Join(hole, "hole"), 1<<30))
+	sparse, err := exec.Command("tar", "--sparse", "--format=pax", "-C", hole, "-cf", "-", "hole").Output()
+	must(t, err)
+	dir := t.TempDir()
+	for what, archive := range map[string][]byte{
+		"one file":   packed(tarOf(file{"zeros", strings.Repeat("\x00", 1<<20), 0})),
+		"sparse":     sparse,
+		"many files": packed(tarOf(file{"a", strings.Repeat("a", 200<<10), 0}, file{"b", strings.Repeat("b", 200<<10), 0})),
+	} {
+		s := newStore(t)
+		s.ArchiveBytes = 256 << 10
+		_, err := s.Import(deadline(t), bytes.NewReader(archive), nil)
+		if err == nil || !strings.Contains(err.Error(), "more than 262144 bytes") || !strings.Contains(err.Error(), "images.max_archive_bytes") {
+			t.Errorf("%s: %v", what, err)
+		}
+		tidy(t, s, 0, 0)
+		var logged strings.Builder
+		logTo(s, &logged)
+		s.Preload = dir
+		os.WriteFile(filepath.Join(dir, "bomb.tar"), archive, 0o644)
+		os.WriteFile(filepath.Join(dir, "good.tar"), dockerArchive(t, "a:1", img), 0o644)
+		reopen(t, s)
+		s.background.Wait()
+		if !strings.Contains(logged.String(), "archive=bomb.tar") || !strings.Contains(logged.String(), "max_archive_bytes") {
+			t.Errorf("%s: %s", what, logged.String())
+		}
+		tidy(t, s, 1, 1)
 	}
 }
 

@@ -92,6 +92,7 @@ type imagesConfig struct {
 	Share     []string `toml:"share_credentials" comment:"hosts of mirrors that get the credentials of a pull, which else only the registry in the image's name gets"`
 	MaxBytes  int64    `toml:"max_layer_bytes" comment:"a layer that unpacks to more is refused; 0: the default"`
 	MaxFiles  int64    `toml:"max_layer_entries" comment:"a layer with more entries is refused; 0: the default"`
+	MaxWhole  int64    `toml:"max_archive_bytes" comment:"an archive to import or preload whose files have more, inflated, is refused; 0: the default"`
 	Parallel  int      `toml:"parallel_layers" comment:"how many layers are fetched and unpacked at once; 0: 4"`
 	Pause     string   `toml:"pause_image" comment:"named to kubeadm, never pulled and never run"`
 }
@@ -156,7 +157,7 @@ func defaultConfig() config {
 		},
 		Images: imagesConfig{
 			HostsDir: "/etc/containerd/certs.d", AuthFiles: []string{"/var/lib/kubelet/config.json", "/root/.docker/config.json"},
-			MaxBytes: image.DefaultLimits.Bytes, MaxFiles: image.DefaultLimits.Entries,
+			MaxBytes: image.DefaultLimits.Bytes, MaxFiles: image.DefaultLimits.Entries, MaxWhole: image.DefaultArchiveBytes,
 			Parallel: 4, Pause: "registry.k8s.io/pause:3.10",
 		},
 		Cgroup:  cgroupConfig{Driver: "auto"},
@@ -391,7 +392,7 @@ func (c *config) check() error {
 	}
 	if err := errors.Join(
 		notNegative("images.max_layer_bytes", c.Images.MaxBytes), notNegative("images.max_layer_entries", c.Images.MaxFiles),
-		notNegative("images.parallel_layers", int64(c.Images.Parallel)),
+		notNegative("images.max_archive_bytes", c.Images.MaxWhole), notNegative("images.parallel_layers", int64(c.Images.Parallel)),
 	); err != nil {
 		return err
 	}
