@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -300,6 +302,75 @@ func TestTokenCredentials(t *testing.T) {
 		}
 		if !c.ok && (!errors.Is(err, ErrDenied) || strings.Contains(err.Error(), "s3cret")) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestHeadersStayWithTheirHost: neither the token server nor the place of the blobs that a host names get what hosts.toml has for it.
+func TestHeadersStayWithTheirHost(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	h.push(t, "library/app:1", imageOf(t, "", pack("gzip", file{"a", "1", 0})))
+	var mu sync.Mutex
+	elsewhere := map[string]bool{}
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		elsewhere[r.URL.Path] = true
+		mu.Unlock()
+		if r.Header.Get("X-Api-Key") != "" || r.UserAgent() != "evenkeel" {
+			t.Errorf("%s got %v", r.URL, r.Header)
+		}
+		if r.URL.Path == "/token" {
+			fmt.Fprint(w, `{"token":"good"}`)
+			return
+		}
+		h.inner.ServeHTTP(w, r)
+	}))
+	t.Cleanup(other.Close)
+	h.hand(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("X-Api-Key") != "s3cret" {
+			t.Errorf("%s without its header", r.URL)
+		}
+		if r.Header.Get("Authorization") != "Bearer good" {
+			w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="hub"`, other.URL))
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			http.Redirect(w, r, other.URL+r.URL.Path, http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	})
+	writeHosts(t, s, "docker.io", fmt.Sprintf("server = %q\n[header]\nx-api-key = \"s3cret\"\n", h.URL))
+	pull(t, s, "docker.io/library/app:1")
+	mu.Lock()
+	defer mu.Unlock()
+	if !elsewhere["/token"] || len(elsewhere) != 3 { // the config and the layer
+		t.Errorf("asked elsewhere: %v", elsewhere)
+	}
+}
+
+func TestOrigin(t *testing.T) {
+	for _, c := range []struct {
+		endpoint endpoint
+		url      string
+		want     bool
+	}{
+		{endpoint{scheme: "https", host: "a.example"}, "https://A.example:443/x", true},
+		{endpoint{scheme: "https", host: "a.example:443"}, "https://a.example/x", true},
+		{endpoint{scheme: "https", host: "a.example"}, "http://a.example/x", false},
+		{endpoint{scheme: "https", host: "a.example"}, "http://a.example:443/x", false},
+		{endpoint{scheme: "https", host: "a.example"}, "https://a.example:8443/x", false},
+		{endpoint{scheme: "https", host: "a.example"}, "https://b.a.example/x", false},
+		{endpoint{scheme: "https", host: "[::1]:5000", guess: true}, "http://[::1]:5000/x", true},
+		{endpoint{scheme: "https", host: "[::1]:5000", guess: true}, "http://[::1]/x", false},
+	} {
+		u, err := url.Parse(c.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.endpoint.origin(u) != c.want {
+			t.Errorf("%+v and %s: want %v", c.endpoint, c.url, c.want)
 		}
 	}
 }

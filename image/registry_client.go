@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,8 +35,8 @@ func (e endpoint) dial(ref Reference, credential auth.CredentialFunc) (*host, er
 		base:     e.path + "/" + ref.Repository,
 		scope:    auth.ScopeRepository(ref.Repository, auth.ActionPull),
 		client: &auth.Client{
-			Client:     &http.Client{Transport: e.transport(settings)},
-			Header:     e.extraHeader(),
+			Client:     &http.Client{Transport: &ownHeader{e.transport(settings), e}},
+			Header:     http.Header{"User-Agent": {e.userAgent()}},
 			Credential: credential,
 			Cache:      auth.NewCache(),
 			ClientID:   "evenkeel",
@@ -60,16 +62,35 @@ func (e endpoint) transport(settings *tls.Config) *http.Transport {
 	return t
 }
 
-func (e endpoint) extraHeader() http.Header {
-	header := e.header.Clone()
-	if header == nil {
-		header = http.Header{}
+func (e endpoint) userAgent() string { return cmp.Or(e.header.Get("User-Agent"), "evenkeel") }
+
+// ownHeader adds the header of hosts.toml to what goes to the host that it was written for. It often holds a secret, and the
+// host's answers name others to go on with: a token server, or where a blob lies. In the transport, since what is in the
+// client's request follows it to wherever it is redirected.
+type ownHeader struct {
+	*http.Transport
+	endpoint endpoint
+}
+
+func (o *ownHeader) RoundTrip(req *http.Request) (*http.Response, error) {
+	if len(o.endpoint.header) > 0 && o.endpoint.origin(req.URL) {
+		req = req.Clone(req.Context())
+		for key, values := range o.endpoint.header {
+			// Authorization is set on requests to the registry alone, never on those to a token server at the same place.
+			if key != "Authorization" && key != "User-Agent" {
+				req.Header[key] = append(req.Header[key], values...)
+			}
+		}
 	}
-	header.Del("Authorization") // set on requests to the registry alone, never on those to a token server
-	if header.Get("User-Agent") == "" {
-		header.Set("User-Agent", "evenkeel")
-	}
-	return header
+	return o.Transport.RoundTrip(req)
+}
+
+// origin reports whether u is at the host itself: RFC 6454, but for a port that may speak either scheme.
+func (e endpoint) origin(u *url.URL) bool {
+	known := map[string]string{"http": "80", "https": "443"}
+	own := &url.URL{Scheme: e.scheme, Host: e.host}
+	return (e.guess || u.Scheme == e.scheme) && strings.EqualFold(u.Hostname(), own.Hostname()) &&
+		cmp.Or(u.Port(), known[u.Scheme]) == cmp.Or(own.Port(), known[own.Scheme])
 }
 
 func (e endpoint) tls() (*tls.Config, error) {
