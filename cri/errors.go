@@ -41,6 +41,7 @@ var table = []struct {
 	// the bare message starts (cri-client remote_image.go, pkg/kubelet/images/image_manager.go).
 	{image.ErrUnavailable, codes.Unknown},
 	{image.ErrReference, codes.InvalidArgument},
+	{image.ErrAmbiguous, codes.InvalidArgument},
 	{image.ErrDenied, codes.PermissionDenied},
 	{image.ErrPlatform, codes.NotFound}, // what both peers answer
 	{image.ErrArtifact, codes.InvalidArgument},

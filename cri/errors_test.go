@@ -31,6 +31,7 @@ func TestCodes(t *testing.T) {
 		{wrap(sandbox.ErrTimeout), codes.DeadlineExceeded},
 		{wrap(image.ErrNotFound), codes.NotFound},
 		{wrap(image.ErrReference), codes.InvalidArgument},
+		{wrap(image.ErrAmbiguous), codes.InvalidArgument},
 		{wrap(image.ErrUnavailable), codes.Unknown},
 		{wrap(image.ErrDenied), codes.PermissionDenied},
 		{wrap(image.ErrPlatform), codes.NotFound},

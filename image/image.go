@@ -80,6 +80,7 @@ var DefaultLimits = layer.DefaultLimits
 var (
 	ErrNotFound    = errors.New("image not found")
 	ErrReference   = errors.New("invalid image reference")
+	ErrAmbiguous   = errors.New("ambiguous short image id")
 	ErrUnavailable = errors.New("registry unavailable") // every host failed by network, 5xx or 429
 	ErrDenied      = errors.New("registry denied access")
 	ErrPlatform    = errors.New("no image for this platform")

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,6 +36,9 @@ func (s *Store) Find(ref string) (*Image, error) {
 // leased finds an image or a ghost and renews its lease.
 func (s *Store) leased(ref string) (*entry, error) {
 	e, err := s.find(ref)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
 	if err != nil {
 		s.mu.Lock()
 		s.expire()

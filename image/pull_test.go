@@ -527,6 +527,31 @@ func TestGetKnowsEveryName(t *testing.T) {
 	}
 }
 
+// TestAShortIDOfTwoImagesIsNone: least of all may its removal be said to have worked.
+func TestAShortIDOfTwoImagesIsNone(t *testing.T) {
+	s := newStore(t)
+	one, two := "abcd1"+strings.Repeat("0", 59), "abcd2"+strings.Repeat("0", 59)
+	for _, hex := range []string{one, two} {
+		s.enter(record{ID: digest.Digest("sha256:" + hex), Tags: []string{"docker.io/library/" + hex[:5] + ":1"}})
+	}
+	_, got := s.Get("sha256:abcd")
+	_, found := s.Find("abcd")
+	for what, err := range map[string]error{"Get": got, "Find": found, "Remove": s.Remove(t.Context(), "abcd")} {
+		if !errors.Is(err, ErrAmbiguous) || errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		for _, want := range []string{one, two, "docker.io/library/abcd1:1", "docker.io/library/abcd2:1"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s does not name %s: %v", what, want, err)
+			}
+		}
+	}
+	if err := s.Remove(t.Context(), "abcd1"); err != nil || len(s.List()) != 1 {
+		t.Errorf("with one digit more: %v, %d images left", err, len(s.List()))
+	}
+}
+
 func TestDiskFullLeavesNothing(t *testing.T) {
 	h, small := newHub(t), t.TempDir()
 	mountTmpfs(t, small, "2m")

@@ -18,7 +18,8 @@ var (
 )
 
 // Remove forgets the image that ref names, with all its tags and digests. It is gone from Get and List when Remove returns;
-// disk space follows in the background, when the image's lease has ended (see Find). A missing image is no error.
+// disk space follows in the background, when the image's lease has ended (see Find). A missing image is no error; a
+// short id of several images is, ErrAmbiguous.
 func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err := s.turn.take(ctx); err != nil {
 		return err

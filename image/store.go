@@ -82,7 +82,8 @@ func byAge(list []*entry) []*entry {
 	return list
 }
 
-// Get finds an image by id (with or without sha256:), unambiguous short id, tag or digest reference. Missing is ErrNotFound.
+// Get finds an image by id (with or without sha256:), unambiguous short id, tag or digest reference. Missing is ErrNotFound, a
+// short id of several images ErrAmbiguous.
 func (s *Store) Get(ref string) (*Image, error) {
 	e, err := s.find(ref)
 	if err != nil {
@@ -123,22 +124,32 @@ func (e *entry) named(name Reference) bool {
 
 // only returns the newest match of a name, and refuses a short id that two images share.
 func only(ref string, list []*entry, match func(*entry) bool) (*entry, error) {
-	var found *entry
+	var found []*entry
 	for _, e := range list {
-		if !match(e) {
-			continue
-		}
-		if found != nil && maybeShort(strings.TrimPrefix(ref, "sha256:")) {
-			return nil, fmt.Errorf("%w: short id %s is ambiguous, give more of it", ErrNotFound, ref)
-		}
-		if found == nil {
-			found = e
+		if match(e) {
+			found = append(found, e)
 		}
 	}
-	if found == nil {
+	switch {
+	case len(found) == 0:
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, ref)
+	case len(found) > 1 && maybeShort(strings.TrimPrefix(ref, "sha256:")):
+		return nil, fmt.Errorf("%w: %s may be %s; give more of it", ErrAmbiguous, ref, candidates(found))
 	}
-	return found, nil
+	return found[0], nil
+}
+
+// candidates names images as a person tells them apart.
+func candidates(list []*entry) string {
+	var texts []string
+	for _, e := range list {
+		text := e.ID.Encoded()
+		if len(e.Tags) > 0 {
+			text += " (" + strings.Join(e.Tags, ", ") + ")"
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, " or ")
 }
 
 // FsInfo is what the store occupies: bytes and inodes, counted at unpack, never by a walk.
