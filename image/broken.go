@@ -84,6 +84,7 @@ func (s *Store) unlist(id digest.Digest) (images []*entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.layers, id)
+	s.condemned[id] = true
 	for _, e := range s.images {
 		if slices.Contains(e.needs(), id) {
 			images = append(images, e)

@@ -131,6 +131,32 @@ func TestDamageOutlivesARestart(t *testing.T) {
 	tidy(t, s, 1, 2)
 }
 
+// TestARemovedBrokenImageFreesItsDamagedLayer: at once, or when the last container on it has gone; not at the next start.
+func TestARemovedBrokenImageFreesItsDamagedLayer(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	shared := pack("gzip", file{"a", noise(1, 9000), 0})
+	one := h.push(t, "one:1", imageOf(t, "", shared, pack("", file{"b", "1", 0})))
+	two := h.push(t, "two:1", imageOf(t, "", shared, pack("", file{"b", "2", 0})))
+	pull(t, s, one)
+	img := pull(t, s, two)
+	wreck(t, filepath.Join(img.Layers[0].Dir, "a"))
+	if report, err := s.Check(t.Context(), false, nil); err != nil || len(report.Broken) != 2 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	must(t, s.Remove(t.Context(), one))
+	if list, _ := os.ReadDir(filepath.Join(s.Root, "layers")); len(list) != 2 { // the damaged one stands until the other image's pull replaces it
+		t.Errorf("layers: %v", list)
+	}
+	s.InUse = func() map[digest.Digest]bool { return map[digest.Digest]bool{img.Layers[0].DiffID: true} }
+	must(t, s.Remove(t.Context(), two))
+	if _, err := os.Stat(img.Layers[0].Dir); err != nil {
+		t.Errorf("a layer was taken from a container: %v", err)
+	}
+	s.InUse = nil
+	must(t, s.Collect(t.Context()))
+	tidy(t, s, 0, 0)
+}
+
 // TestAHealedImageLeavesMovedTags: the name that another image got while this one was broken stays there.
 func TestAHealedImageLeavesMovedTags(t *testing.T) {
 	h, s := newHub(t), newStore(t)

@@ -64,10 +64,12 @@ type Store struct {
 	leases map[digest.Digest]time.Time   // of images: until when; see lease.go
 	ghosts map[digest.Digest]*entry      // removed images whose lease still runs
 	broken map[digest.Digest]*entry      // images that lack a layer; see broken.go
-	expiry *time.Timer                   // of the ghosts
-	chores context.Context               // of what the store does by itself, from Open to Close
-	stop   context.CancelFunc            // of chores
-	closed bool
+	// condemned layers are in place and damaged: in no index, but on disk until no broken image is left to replace them.
+	condemned map[digest.Digest]bool
+	expiry    *time.Timer        // of the ghosts
+	chores    context.Context    // of what the store does by itself, from Open to Close
+	stop      context.CancelFunc // of chores
+	closed    bool
 }
 
 // Limits bound what one layer may cost.

@@ -37,7 +37,7 @@ func (s *Store) Open(ctx context.Context) error {
 	s.mu.Lock()
 	s.chores, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.images, s.layers, s.holds = map[digest.Digest]*entry{}, map[digest.Digest]layerRecord{}, map[digest.Digest]int{}
-	s.broken = map[digest.Digest]*entry{}
+	s.broken, s.condemned = map[digest.Digest]*entry{}, map[digest.Digest]bool{}
 	s.leases, s.ghosts = map[digest.Digest]time.Time{}, map[digest.Digest]*entry{}
 	s.closed = false
 	s.mu.Unlock()

@@ -77,28 +77,35 @@ func (s *Store) collect(ctx context.Context) error {
 		used = s.InUse()
 	}
 	var failed error
-	for _, l := range s.unneeded(used) {
-		err := removeLayer.Do(ctx, func() error { return s.toTrash(s.layerDir(l.DiffID)) })
+	sound, damaged := s.unneeded(used)
+	remove := func(id digest.Digest, keep func()) {
+		err := removeLayer.Do(ctx, func() error { return s.toTrash(s.layerDir(id)) })
 		if err != nil {
-			s.keep(l)
+			s.keep(id, keep)
 			failed = errors.Join(failed, err)
 		}
+	}
+	for _, l := range sound {
+		remove(l.DiffID, func() { s.layers[l.DiffID] = l })
+	}
+	for _, id := range damaged {
+		remove(id, func() { s.condemned[id] = true })
 	}
 	return errors.Join(failed, s.clearAside(used))
 }
 
-// keep puts a layer that could not be removed back into the index, so that the next collection tries again.
-func (s *Store) keep(l layerRecord) {
-	if _, err := os.Lstat(s.layerDir(l.DiffID)); err != nil {
+// keep puts back what is known of a layer that could not be removed, so that the next collection tries again.
+func (s *Store) keep(id digest.Digest, put func()) {
+	if _, err := os.Lstat(s.layerDir(id)); err != nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.layers[l.DiffID] = l
+	put()
 }
 
-// unneeded takes what nobody needs out of the index.
-func (s *Store) unneeded(used map[digest.Digest]bool) []layerRecord {
+// unneeded takes what nobody needs out of the index, and out of what is condemned.
+func (s *Store) unneeded(used map[digest.Digest]bool) (sound []layerRecord, damaged []digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	needed := map[digest.Digest]bool{}
@@ -110,12 +117,18 @@ func (s *Store) unneeded(used map[digest.Digest]bool) []layerRecord {
 			}
 		}
 	}
-	var list []layerRecord
+	free := func(id digest.Digest) bool { return !needed[id] && !used[id] && s.holds[id] == 0 }
 	for id, l := range s.layers {
-		if !needed[id] && !used[id] && s.holds[id] == 0 {
-			list = append(list, l)
+		if free(id) {
+			sound = append(sound, l)
 			delete(s.layers, id)
 		}
 	}
-	return list
+	for id := range s.condemned {
+		if free(id) {
+			damaged = append(damaged, id)
+			delete(s.condemned, id)
+		}
+	}
+	return sound, damaged
 }

@@ -183,6 +183,7 @@ func (w *work) publishOne(ctx context.Context, id digest.Digest, dir string) err
 	w.Store.mu.Lock()
 	defer w.Store.mu.Unlock()
 	w.layers[id] = l
+	delete(w.condemned, id)
 	return nil
 }
 
