@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestEndpointsOfHostsFile(t *testing.T) {
@@ -304,6 +306,81 @@ func TestTokenCredentials(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestALostHostIsNoMissingBlob: the one host that has a blob breaks off, and the other says that it has none. That is no image that
+// does not exist.
+func TestALostHostIsNoMissingBlob(t *testing.T) {
+	l := pack("", file{"big", noise(2, 1<<20), 0})
+	blob := digest.FromBytes(l.packed)
+	type hand = func(w http.ResponseWriter, r *http.Request) bool
+	start := func(t *testing.T) (*hub, *Store) {
+		t.Parallel()
+		h, other, s := newHub(t), newHub(t), newStore(t)
+		h.push(t, "library/app:1", imageOf(t, "", l))
+		other.hand(status("/", 404))
+		writeHosts(t, s, "docker.io", fmt.Sprintf("server = %q\n[host.%q]\n", other.URL, h.URL))
+		s.patience = 200 * time.Millisecond
+		return h, s
+	}
+	// after hands out a part of the blob, and then what each further request for the rest gets.
+	after := func(h *hub, rest func(n int) hand) hand {
+		cut, n := cutter(h, 300<<10), 0
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, blob.String()) {
+				return false
+			}
+			if n++; n == 1 { // requests come one after the other
+				return cut(w, r)
+			}
+			return rest(n)(w, r)
+		}
+	}
+	silent := func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Range", strings.Replace(r.Header.Get("Range"), "=", " ", 1)+fmt.Sprintf("/%d", len(l.packed)))
+		w.WriteHeader(http.StatusPartialContent)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		return true
+	}
+	for what, c := range map[string]struct {
+		lost func(*hub) hand
+		till int // requests, the first of which gave a part
+	}{
+		"breaks off without a byte": {func(h *hub) hand { return cutter(h, 0) }, 3},   // which passes it over
+		"is down":                   {func(*hub) hand { return status("/", 503) }, 4}, // after three tries of one request
+		"falls silent":              {func(*hub) hand { return silent }, 2},
+	} {
+		t.Run(what, func(t *testing.T) {
+			h, s := start(t)
+			h.hand(after(h, func(int) hand { return c.lost(h) }))
+			if _, err := s.Pull(deadline(t), "app:1", PullOptions{}); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNotFound) {
+				t.Errorf("for good: %v", err)
+			}
+			tidy(t, s, 0, 0)
+			h.hand(after(h, func(n int) hand {
+				if n > c.till {
+					return func(http.ResponseWriter, *http.Request) bool { return false }
+				}
+				return c.lost(h)
+			}))
+			pull(t, s, "app:1")
+		})
+	}
+	t.Run("has wrong content", func(t *testing.T) {
+		h, s := start(t)
+		h.hand(swap(blob, []byte(noise(3, len(l.packed)))))
+		if _, err := s.Pull(deadline(t), "app:1", PullOptions{}); !errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("has lost it", func(t *testing.T) {
+		h, s := start(t)
+		h.hand(after(h, func(int) hand { return status("/", 404) }))
+		if _, err := s.Pull(deadline(t), "app:1", PullOptions{}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 // TestHeadersStayWithTheirHost: neither the token server nor the place of the blobs that a host names get what hosts.toml has for it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ var errOutOfHosts = errors.New("no further host")
 // blob opens a blob for reading from its start, passing over the first skip hosts that hand out content. What is
 // read is not verified here. Reading goes on, from the byte reached, after the connection broke.
 func (r *remote) blob(ctx context.Context, d ocispec.Descriptor, skip int) (io.ReadCloser, error) {
-	b := &blobReader{ctx: ctx, remote: r, desc: d, skip: skip}
+	b := &blobReader{ctx: ctx, remote: r, desc: d, first: skip, skip: skip}
 	if skip > 0 && skip >= b.able() {
 		return nil, errOutOfHosts
 	}
@@ -45,13 +46,15 @@ type blobReader struct {
 	ctx    context.Context // of the fetch: a reader lives no longer than the call that made it
 	remote *remote
 	desc   ocispec.Descriptor
-	skip   int // hosts not to ask
+	first  int // hosts whose content is not wanted
+	skip   int // hosts not to ask now
 	at     int64
 	tries  int // since the last byte
 	stalls int // since the floor was last reached
 	body   io.ReadCloser
 	cancel context.CancelCauseFunc
 	stall  *time.Timer
+	refuse error // why no host went on, when there is no body
 
 	waited time.Duration // for the bytes of this window
 	came   int64
@@ -142,7 +145,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 // read counts the time in which we wait for the registry, not that in which the registry waits for the unpacking.
 func (b *blobReader) read(p []byte) (int, error) {
 	if b.body == nil {
-		return 0, io.ErrUnexpectedEOF
+		return 0, b.refuse
 	}
 	start := time.Now()
 	b.stall.Reset(b.remote.patience - b.waited)
@@ -175,11 +178,12 @@ func (b *blobReader) resume(cause error) error {
 		cause = errStalled
 	}
 	if b.tries > resumeTries || b.stalls >= stallTries {
-		return classed{fmt.Errorf("cannot read on in blob %s at byte %d of %d: %w", b.desc.Digest, b.at, b.desc.Size, cause), ErrUnavailable}
+		return classed{fmt.Errorf("cannot read on in blob %s at byte %d of %d: %v", b.desc.Digest, b.at, b.desc.Size, cause), ErrUnavailable}
 	}
-	if (b.tries > 2 || stalled) && b.skip+1 < b.able() {
+	if (b.tries > 2 || stalled) && b.refuse == nil && b.skip+1 < b.able() {
 		b.skip++
 	}
+	b.refuse = nil
 	b.remote.log.Info("connection broke inside a blob; reading on", "blob", b.desc.Digest, "byte", b.at, "of", b.desc.Size, "try", b.tries, "error", cause)
 	if b.tries > 1 || stalled { // a connection that brought something before it broke is taken up again at once
 		if err := pause(b.ctx, b.tries, nil); err != nil {
@@ -187,10 +191,20 @@ func (b *blobReader) resume(cause error) error {
 		}
 	}
 	err := b.open()
-	if errors.Is(err, ErrUnavailable) {
-		return nil // the next read finds no body and comes back here, until the tries are used up
+	if err == nil || b.ctx.Err() != nil || b.everyHostAnswered(err) {
+		return err
 	}
-	return err
+	// The next read finds no body and comes back here, until the tries are used up.
+	b.refuse, b.skip = err, b.first
+	b.waited = 0 // or the stall would count once more
+	return nil
+}
+
+// everyHostAnswered tells a blob that is gone from one that the only host to have it does not give just now: a host that was passed
+// over has handed out a part of it, and one that is down may be the next to.
+func (b *blobReader) everyHostAnswered(err error) bool {
+	var failed *hostsError
+	return b.skip == b.first && errors.As(err, &failed) && !slices.ContainsFunc(failed.causes, func(cause error) bool { return errors.Is(cause, ErrUnavailable) })
 }
 
 func (b *blobReader) hangUp() {

@@ -36,6 +36,8 @@ func (s *Store) unpack(ctx context.Context, src source, l blob, tell func(Progre
 		switch {
 		case errors.Is(err, errOutOfHosts):
 			return "", wrong
+		case wrong != nil && errors.Is(err, ErrNotFound): // one host does have it, or says so
+			return "", fmt.Errorf("%w\n%v", wrong, err)
 		case !errors.Is(err, ErrCorrupt):
 			return dir, err
 		}
