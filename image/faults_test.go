@@ -23,6 +23,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -409,6 +410,56 @@ func TestPrivateRegistry(t *testing.T) {
 }
 
 // TestDiskFullOnExt4 runs out of blocks and of inodes on a real file system.
+// TestAFailedSyncIsEverybodys: the kernel tells one of two who sync that data were lost. What was unpacked before is published by
+// nobody, and not shared with who comes later.
+func TestAFailedSyncIsEverybodys(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	shared, own := pack("gzip", file{"shared", "1", 0}), pack("gzip", file{"b", "2", 0})
+	one := h.push(t, "one:1", imageOf(t, "", shared))
+	two := h.push(t, "two:1", imageOf(t, "", shared, own))
+	blob := "/blobs/" + digest.FromBytes(shared.packed).String()
+	slow := make(chan struct{})
+	h.hand(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.FromBytes(own.packed).String()) {
+			<-slow
+		}
+		return false
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := s.Pull(deadline(t), two, PullOptions{}); err == nil || !strings.Contains(err.Error(), "pull once more") {
+			t.Errorf("a pull that was under way: %v", err)
+		}
+	})
+	for until(t, func() bool {
+		s.unpacks.mu.Lock()
+		fl := s.unpacks.running[digest.FromBytes(shared.plain)]
+		s.unpacks.mu.Unlock()
+		if fl == nil {
+			return false
+		}
+		<-fl.done
+		return true
+	}) {
+	}
+	must(t, os.Rename(s.Root, s.Root+".away"))
+	err := (&work{Store: s}).sync(t.Context())
+	must(t, os.Rename(s.Root+".away", s.Root))
+	if err == nil {
+		t.Fatal("a store that is not there was synced")
+	}
+	h.forget()
+	pull(t, s, one)
+	if h.asked(blob) != 1 {
+		t.Errorf("a later pull trusted the lost layer: %v", h.requests)
+	}
+	close(slow)
+	wg.Wait()
+	tidy(t, s, 1, 1)
+	pull(t, s, two)
+	tidy(t, s, 2, 2)
+}
+
 func TestDiskFullOnExt4(t *testing.T) {
 	h := newHub(t)
 	many := []file{}

@@ -63,6 +63,13 @@ func (f *flights[K, V]) forget(key K, fl *flight[V]) {
 	}
 }
 
+// forgetAll lets nobody join what is under way or done.
+func (f *flights[K, V]) forgetAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.running)
+}
+
 // leave gives up the caller's interest. The last to leave ends the work, waits until it has ended, and disposes of
 // its result; so an error that reaches a sole caller means that nothing is running for him any more.
 func (f *flights[K, V]) leave(key K, fl *flight[V], dispose func(V)) {

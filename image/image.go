@@ -49,6 +49,7 @@ type Store struct {
 	pulls      flights[pullKey, *Image]
 	unpacks    flights[digest.Digest, string] // by diff ID; the value is the directory in ingest
 	turn       turn                           // held while images and layers appear or disappear on disk
+	syncing    turn                           // of the one who syncs; see work.sync
 	sweep      turn                           // of the one who empties the trash
 	background sync.WaitGroup                 // deletions
 	count      counters
@@ -69,6 +70,7 @@ type Store struct {
 	expiry    *time.Timer        // of the ghosts
 	chores    context.Context    // of what the store does by itself, from Open to Close
 	stop      context.CancelFunc // of chores
+	lost      int                // syncs that failed
 	closed    bool
 }
 

@@ -32,7 +32,7 @@ func (s *Store) Open(ctx context.Context) error {
 	if err := s.mkdirs(); err != nil {
 		return err
 	}
-	s.turn, s.sweep = make(turn, 1), make(turn, 1)
+	s.turn, s.syncing, s.sweep = make(turn, 1), make(turn, 1), make(turn, 1)
 	s.windows = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)) // with a pull's own one: more would not be faster, and each costs 8 MiB
 	s.mu.Lock()
 	s.chores, s.stop = context.WithCancel(context.WithoutCancel(ctx))

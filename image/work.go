@@ -36,6 +36,7 @@ type work struct {
 	held  []digest.Digest
 	share map[digest.Digest]*flight[string] // that this work takes part in until its end
 
+	lost    int    // syncs of the store that had failed when this work began
 	mending string // the mend's directory in ingest, if one is being made
 	idle    *time.Timer
 }
@@ -49,7 +50,7 @@ func (w *work) run(ctx context.Context, p *plan, called names) (*Image, error) {
 		return nil, fmt.Errorf("cannot fit the layers together: %w", err)
 	}
 	if len(w.share) > 0 || w.mending != "" {
-		if err := syncStore.Do(ctx, func() error { return syncAll(w.Root) }); err != nil {
+		if err := w.sync(ctx); err != nil {
 			return nil, fmt.Errorf("cannot make layers durable: %w", err)
 		}
 	}
@@ -72,6 +73,37 @@ func (w *work) run(ctx context.Context, p *plan, called names) (*Image, error) {
 		return nil, fmt.Errorf("layer %s was found damaged just now; pull once more", lost)
 	}
 	return w.write(ctx, r, called)
+}
+
+// sync makes what is in ingest durable. The kernel tells of data that it could not write once: whoever syncs next hears of no error
+// (Documentation/core-api/errseq_t.rst), and the pages are clean and not on disk. So what was unpacked before a sync failed, by any
+// work, is not published, and nobody joins its flights any more.
+func (w *work) sync(ctx context.Context) error {
+	if err := w.syncing.take(ctx); err != nil {
+		return err
+	}
+	defer w.syncing.give()
+	err := syncStore.Do(ctx, func() error { return syncAll(w.Root) })
+	if err != nil {
+		w.unpacks.forgetAll() // first: a work that begins in between is refused without need, the other way round it would trust a lost layer
+	}
+	w.Store.mu.Lock()
+	defer w.Store.mu.Unlock()
+	if err != nil {
+		w.Store.lost++
+		return err
+	}
+	if w.Store.lost != w.lost {
+		return errors.New("the disk lost data when another image was synced; pull once more")
+	}
+	return nil
+}
+
+// failedSyncs is how many syncs have failed so far.
+func (s *Store) failedSyncs() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost
 }
 
 // gather returns when every layer is in place or in ingest, whoever put it there.
