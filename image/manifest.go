@@ -65,6 +65,23 @@ type blob struct {
 
 func (p *plan) id() digest.Digest { return digest.FromBytes(p.config) }
 
+// mountable refuses, before anything large is fetched, an image with more layers than an overlay can have. Layers count once
+// (Rootfs.lower).
+func (p *plan) mountable(called names, mend digest.Digest) error {
+	distinct := map[digest.Digest]bool{}
+	for _, l := range p.layers {
+		distinct[l.diffID] = true
+	}
+	if mend != "" {
+		distinct[mend] = true
+	}
+	if len(distinct) <= maxLayers {
+		return nil
+	}
+	name := first(append(slices.Concat(called.tags, called.digests), p.id().String())...)
+	return fmt.Errorf("%w: image %s has %d layers, and the kernel mounts %d at most", errUnsupported, name, len(distinct), maxLayers)
+}
+
 // document is a manifest or an index; which one, its fields say.
 type document struct {
 	SchemaVersion int                  `json:"schemaVersion"`

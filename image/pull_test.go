@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -549,6 +550,39 @@ func TestAShortIDOfTwoImagesIsNone(t *testing.T) {
 	}
 	if err := s.Remove(t.Context(), "abcd1"); err != nil || len(s.List()) != 1 {
 		t.Errorf("with one digit more: %v, %d images left", err, len(s.List()))
+	}
+}
+
+// TestTooManyLayersAreNotFetched: what no kernel can mount is refused while it costs nothing yet.
+func TestTooManyLayersAreNotFetched(t *testing.T) {
+	h, s := newHub(t), newStore(t)
+	var layers []v1.Layer
+	for i := range maxLayers + 1 {
+		layers = append(layers, pack("", file{"f", fmt.Sprint(i), 0}))
+	}
+	ref := h.push(t, "tall:1", imageOf(t, "", layers...))
+	_, err := s.Pull(deadline(t), ref, PullOptions{})
+	if err == nil || !strings.Contains(err.Error(), "image "+ref+" has 501 layers, and the kernel mounts 500") {
+		t.Errorf("got %v", err)
+	}
+	if h.asked("/blobs/") != 1 { // the config
+		t.Errorf("asked for %d blobs", h.asked("/blobs/"))
+	}
+	_, err = s.Import(deadline(t), bytes.NewReader(dockerArchive(t, "docker.io/tall:1", imageOf(t, "", layers...))), nil)
+	if err == nil || !strings.Contains(err.Error(), "image docker.io/library/tall:1 has 501 layers") {
+		t.Errorf("import: %v", err)
+	}
+	tidy(t, s, 0, 0)
+	p := &plan{}
+	for i := range maxLayers {
+		p.layers = append(p.layers, blob{diffID: digest.FromString(fmt.Sprint(i))})
+	}
+	p.layers = append(p.layers, p.layers[0]) // mounted once
+	if err := p.mountable(names{}, ""); err != nil {
+		t.Error(err)
+	}
+	if err := p.mountable(names{}, digest.FromString("mend")); err == nil || !strings.Contains(err.Error(), p.id().String()) {
+		t.Errorf("with a mend: %v", err)
 	}
 }
 

@@ -42,12 +42,18 @@ type work struct {
 }
 
 func (w *work) run(ctx context.Context, p *plan, called names) (*Image, error) {
+	if err := p.mountable(called, ""); err != nil {
+		return nil, err
+	}
 	if err := w.gather(ctx, p.layers); err != nil {
 		return nil, err
 	}
 	mend, err := w.mend(ctx, p)
 	if err != nil {
 		return nil, fmt.Errorf("cannot fit the layers together: %w", err)
+	}
+	if err := p.mountable(called, mend); err != nil {
+		return nil, err
 	}
 	if len(w.share) > 0 || w.mending != "" {
 		if err := w.sync(ctx); err != nil {
