@@ -253,6 +253,55 @@ func TestBasicCredentials(t *testing.T) {
 	}
 }
 
+// TestAuthPatterns has the examples of https://kubernetes.io/docs/concepts/containers/images/#config-json.
+func TestAuthPatterns(t *testing.T) {
+	for _, c := range []struct {
+		pattern, target string
+		want            bool
+	}{
+		{"*.kubernetes.io", "abc.kubernetes.io/app", true},
+		{"*.kubernetes.io", "kubernetes.io/app", false},
+		{"*.*.kubernetes.io", "abc.kubernetes.io/app", false},
+		{"*.*.kubernetes.io", "abc.def.kubernetes.io/app", true},
+		{"prefix.*.io", "prefix.kubernetes.io/app", true},
+		{"*-good.kubernetes.io", "prefix-good.kubernetes.io/app", true},
+		{"*.io", "abc.kubernetes.io/app", false},
+		{"https://*.example.com/v1/", "a.example.com/app", true},
+		{"*.example.com/team", "a.example.com/team/app", true},
+		{"*.example.com/team", "a.example.com/other/app", false},
+		{"*.example.com:5000", "a.example.com:5000/app", true},
+		{"*.example.com", "a.example.com:5000/app", false},
+		{"*.example.com:5000", "a.example.com/app", false},
+		{"*.example.com/team", "a.example.com", false},
+		{"reg[0-9].example.com", "reg7.example.com/app", true},
+		{"reg?.example.com", "reg77.example.com/app", false},
+		{"[.example.com", "[.example.com/app", false},
+	} {
+		if got := matchAuth(c.pattern, c.target); got != c.want {
+			t.Errorf("%s matches %s: %v", c.pattern, c.target, got)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "config.json")
+	must(t, os.WriteFile(file, []byte(`{"auths":{
+		"*.example.com": {"username":"any","password":"x"}, "*.example.com/team": {"username":"team","password":"x"},
+		"b.example.com": {"username":"b","password":"x"}}}`), 0o600))
+	s := &Store{AuthFiles: []string{file}}
+	for name, want := range map[string]string{
+		"a.example.com/app": "any", "a.example.com/team/app": "team", "b.example.com/app": "b", "a.b.example.com/app": "", "example.com/app": "",
+	} {
+		ref, err := ParseReference(name)
+		must(t, err)
+		got, source, err := s.credential(t.Context(), ownHost(ref.Registry), ref, nil)
+		if err != nil || got.Username != want || (want == "any") != strings.Contains(source, "(*.example.com)") {
+			t.Errorf("%s: %q from %s, %v; want %q", name, got.Username, source, err, want)
+		}
+	}
+	ref, _ := ParseReference("docker.io/team/app")
+	if got, _, _ := s.credential(t.Context(), endpoint{scheme: "https", host: "mirror.example.com"}, ref, nil); got.Username != "any" {
+		t.Errorf("a mirror: %q", got.Username)
+	}
+}
+
 // tokens puts a token server before the hub: it hands out tokens for the scope that was asked for.
 func tokens(h *hub, allow func(*http.Request) bool) {
 	h.hand(func(w http.ResponseWriter, r *http.Request) bool {

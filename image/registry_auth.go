@@ -2,7 +2,12 @@ package image
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -30,7 +35,7 @@ func (s *Store) credential(ctx context.Context, e endpoint, ref Reference, a *Au
 		return given, "the request", nil
 	}
 	for _, file := range s.AuthFiles {
-		found, key, err := lookUp(ctx, file, authKeys(e, ref))
+		found, key, err := lookUp(ctx, file, authKeys(e, ref), authTargets(e, ref))
 		if err != nil || found != auth.EmptyCredential {
 			return found, file + " (" + key + ")", err
 		}
@@ -38,13 +43,18 @@ func (s *Store) credential(ctx context.Context, e endpoint, ref Reference, a *Au
 	return auth.EmptyCredential, "", nil
 }
 
-// lookUp reads a config.json of Docker's form anew. A file that is missing holds nothing.
-func lookUp(ctx context.Context, file string, keys []string) (found auth.Credential, key string, err error) {
+// lookUp reads a config.json of Docker's form anew. A file that is missing holds nothing. Its patterns that match one of the targets
+// come after the keys.
+func lookUp(ctx context.Context, file string, keys, targets []string) (found auth.Credential, key string, err error) {
 	store, err := credentials.NewStore(file, credentials.StoreOptions{})
 	if err != nil {
 		return auth.EmptyCredential, "", fmt.Errorf("cannot read credentials: %w", err)
 	}
-	for _, key := range keys {
+	patterns, err := authPatterns(file, targets)
+	if err != nil {
+		return auth.EmptyCredential, "", fmt.Errorf("cannot read credentials: %w", err)
+	}
+	for _, key := range slices.Concat(keys, patterns) {
 		found, err := store.Get(ctx, key)
 		if err != nil {
 			return auth.EmptyCredential, key, fmt.Errorf("cannot read the credentials of %s in %s: %w", key, file, err)
@@ -76,3 +86,78 @@ func authKeys(e endpoint, ref Reference) []string {
 	}
 	return keys
 }
+
+// authTargets lists what a pattern may match: the name of the image at the registry itself, and the host where that is another one.
+func authTargets(e endpoint, ref Reference) []string {
+	if !e.own {
+		return []string{e.host}
+	}
+	if e.host != ownHost(ref.Registry).host {
+		return []string{e.host, ref.Name()}
+	}
+	return []string{ref.Name()}
+}
+
+// authPatterns lists the keys of a config.json that are patterns and match a target, in the kubelet's order: reversed, so that what
+// is more particular comes first (pkg/credentialprovider/keyring.go).
+func authPatterns(file string, targets []string) ([]string, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var config struct {
+		Auths map[string]json.RawMessage `json:"auths"`
+	}
+	if err := json.Unmarshal(text, &config); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	var patterns []string
+	for key := range config.Auths {
+		if strings.ContainsAny(key, "*?[") && slices.ContainsFunc(targets, func(t string) bool { return matchAuth(key, t) }) {
+			patterns = append(patterns, key)
+		}
+	}
+	slices.SortFunc(patterns, func(a, b string) int { return strings.Compare(schemeless(b), schemeless(a)) })
+	return patterns, nil
+}
+
+// matchAuth has the kubelet's rules: as many labels in the host, each matched on its own, so that no star spans a dot; the same port,
+// or none; a path is a prefix (https://kubernetes.io/docs/concepts/containers/images/#config-json).
+func matchAuth(pattern, target string) bool {
+	wantHost, wantPath, _ := strings.Cut(schemeless(pattern), "/")
+	host, path, _ := strings.Cut(target, "/")
+	if port(wantHost) != port(host) || !strings.HasPrefix(path, wantPath) {
+		return false
+	}
+	want, labels := strings.Split(withoutPort(wantHost), "."), strings.Split(withoutPort(host), ".")
+	if len(want) != len(labels) {
+		return false
+	}
+	for i, label := range labels {
+		if ok, err := filepath.Match(want[i], label); !ok || err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// schemeless is a key as the kubelet compares it: without the scheme, and without the API's version, which Docker once wrote.
+func schemeless(key string) string {
+	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
+	host, path, _ := strings.Cut(key, "/")
+	for _, version := range []string{"v1/", "v2/"} {
+		if rest, ok := strings.CutPrefix(path, version); ok {
+			path = rest
+			break
+		}
+	}
+	if path == "" {
+		return host
+	}
+	return host + "/" + path
+}
+
+func withoutPort(host string) string { return strings.TrimSuffix(host, ":"+port(host)) }
