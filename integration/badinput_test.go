@@ -129,6 +129,9 @@ func TestBadPods(t *testing.T) {
 		"bandwidth that is none": {func(r *cri.RunPodSandboxRequest) {
 			r.Config.Annotations = map[string]string{"kubernetes.io/egress-bandwidth": "lots"}
 		}, codes.InvalidArgument, []string{"config.annotations", "kubernetes.io/egress-bandwidth", "lots"}},
+		"hardware address that is none": {func(r *cri.RunPodSandboxRequest) {
+			r.Config.Annotations = map[string]string{"network.evenkeel.dev/mac": "ff:ff:ff:ff:ff:ff"}
+		}, codes.InvalidArgument, []string{"config.annotations", "network.evenkeel.dev/mac", "ff:ff:ff:ff:ff:ff"}},
 		"host port out of range": {func(r *cri.RunPodSandboxRequest) {
 			r.Config.PortMappings = []*cri.PortMapping{{HostPort: 70000, ContainerPort: 80}}
 		}, codes.InvalidArgument, []string{"70000"}},

@@ -388,6 +388,26 @@ func TestBandwidth(t *testing.T) {
 	})
 }
 
+// TestMAC: a pod has the hardware address that its annotation names.
+func TestMAC(t *testing.T) {
+	onBoth(t, func(n *node) {
+		n.Conflist = strings.Replace(n.BridgeConflist(), `"type": "bridge",`, `"type": "bridge", "capabilities": {"mac": true},`, 1)
+	}, func(n *node) {
+		cfg := n.Pod("own")
+		cfg.Annotations = map[string]string{"network.evenkeel.dev/mac": "02:00:00:00:00:4d"}
+		own, other := n.place(n.runPod(cfg)), n.place(n.runPod(n.Pod("other")))
+		must(t, own.do(func() error {
+			eth0, err := net.InterfaceByName("eth0")
+			if err == nil && eth0.HardwareAddr.String() != "02:00:00:00:00:4d" {
+				n.t.Errorf("eth0 has %s", eth0.HardwareAddr)
+			}
+			return err
+		}))
+		own.serve("tcp", 80, "own")
+		other.wants("tcp", own.ips[0], 80, "own")
+	})
+}
+
 // transfer sends bytes over TCP and tells how long it took until the other side had them.
 func (p place) transfer(to place, size int64) time.Duration {
 	p.t.Helper()

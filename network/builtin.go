@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/evenkeel/evenkeel/internal/effect"
 )
 
@@ -76,6 +78,9 @@ func (b *Builtin) attach(ctx context.Context, pod Pod) (Result, error) {
 	}
 	limits, err := ReadBandwidth(pod.Annotations)
 	if err != nil {
+		return Result{}, err
+	}
+	if _, err := ReadMAC(pod.Annotations); err != nil {
 		return Result{}, err
 	}
 	h, err := b.ensure(ctx)
@@ -162,7 +167,22 @@ func (b *Builtin) detach(ctx context.Context, podID string) error {
 	if err != nil {
 		return err
 	}
-	return detachAddressEffect.Do(ctx, func() error { return b.addresses().release(podID) })
+	return detachAddressEffect.Do(ctx, func() error {
+		b.forgetNeighbour(h, podID)
+		return b.addresses().release(podID)
+	})
+}
+
+// forgetNeighbour makes the host ask who has the pod's addresses when it next sends there: the pod may have had a hardware
+// address of its own choice, or its successor may. Where that fails, and in other pods, the kernel notices some seconds later.
+func (b *Builtin) forgetNeighbour(h *host, podID string) {
+	addrs, err := b.addresses().of(podID, nil)
+	if err != nil || h.bridge.Index == 0 {
+		return
+	}
+	for _, ip := range addrs {
+		h.links.NeighDel(&netlink.Neigh{LinkIndex: h.bridge.Index, IP: ip.AsSlice()})
+	}
 }
 
 func (b *Builtin) unmapPorts(ctx context.Context, h *host, podID string) error {

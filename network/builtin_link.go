@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -30,11 +31,22 @@ func linkName(podID string) string {
 // administered (IEEE 802).
 func hardwareAddr(ip netip.Addr) net.HardwareAddr {
 	if ip.Is4() {
-		return append(net.HardwareAddr{0x0e, 0x4b}, ip.AsSlice()...)
+		return slices.Concat(derivedFrom4, ip.AsSlice())
 	}
 	sum := sha256.Sum256(ip.AsSlice())
-	return append(net.HardwareAddr{0x0e, 0x6b}, sum[:4]...)
+	return slices.Concat(derivedFrom6, sum[:4])
 }
+
+// mac is the address of the pod's own end: the one that it asks for, or else the one that goes with its address.
+func (p Pod) mac(addrs []netip.Addr) (net.HardwareAddr, error) {
+	mac, err := ReadMAC(p.Annotations)
+	if err != nil || mac != nil {
+		return mac, err
+	}
+	return hardwareAddr(addrs[0]), nil
+}
+
+var derivedFrom4, derivedFrom6 = net.HardwareAddr{0x0e, 0x4b}, net.HardwareAddr{0x0e, 0x6b}
 
 // connect makes the pod's interface and gives it addresses and routes. The peer is made inside the pod's namespace
 // right away: moving it there afterwards would cost a rename and two notifications more. A pair that a broken-off
@@ -50,7 +62,10 @@ func (h *host) connect(pod Pod, addrs []netip.Addr, subnets []netip.Prefix, mtu 
 		return fmt.Errorf("cannot talk to network namespace %s: %w", pod.NetNS, err)
 	}
 	defer inside.Close()
-	mac := hardwareAddr(addrs[0])
+	mac, err := pod.mac(addrs)
+	if err != nil {
+		return err
+	}
 	eth0, err := h.pair(pod, ns, inside, mac, mtu)
 	if err != nil {
 		return err

@@ -576,6 +576,35 @@ func TestBuiltinPodCIDROverlaps(t *testing.T) {
 	}
 }
 
+// Pods that have an address one after the other answer at once, whichever hardware address each of them has.
+func TestBuiltinMAC(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin("10.211.41.0/29")
+	first := attach(t, b, w.pod("first")).IPs[0] // keeps the bridge up, and what the host knows of neighbours
+	for _, mac := range []string{"", "02:00:00:00:00:01", "02:00:00:00:00:02", ""} {
+		pod := w.pod("m")
+		want := hardwareAddr(first.Next()).String()
+		if mac != "" {
+			pod.Annotations, want = map[string]string{macAnnotation: mac}, mac
+		}
+		b.last.Store(&first)
+		ip := attach(t, b, pod).IPs[0].String()
+		attach(t, b, pod)
+		if got := w.run(pod.NetNS, "ip", "-o", "link", "show", "eth0"); !strings.Contains(got, "link/ether "+want) {
+			t.Errorf("want %s, got %s", want, got)
+		}
+		w.serve(pod.NetNS, "m", "tcp", 80)
+		w.expect(w.host, "tcp", ip+":80", "m", "")
+		detach(t, b, pod)
+		w.drop(pod.NetNS)
+	}
+	pod := w.pod("bad")
+	pod.Annotations = map[string]string{macAnnotation: "01:00:5e:00:00:01"}
+	if _, err := b.Attach(t.Context(), pod); err == nil || !strings.Contains(err.Error(), macAnnotation) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A client that never stops sending must find the new pod behind the port, not the old one's address.
 func TestBuiltinUDPFollowsThePod(t *testing.T) {
 	w := newWorld(t)

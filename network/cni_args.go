@@ -42,6 +42,13 @@ func capabilityArgs(pod Pod, podCIDR string) (map[string]any, error) {
 	if len(limits) > 0 {
 		args["bandwidth"] = limits
 	}
+	mac, err := ReadMAC(pod.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	if mac != nil {
+		args["mac"] = mac.String()
+	}
 	if d := pod.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
 		args["dns"] = map[string]any{"servers": d.Servers, "searches": d.Searches, "options": d.Options}
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-const capable = `"capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true,"io.kubernetes.cri.pod-annotations":true}`
+const capable = `"capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true,"mac":true,"io.kubernetes.cri.pod-annotations":true}`
 
 func fakePod() Pod {
 	return Pod{ID: randomID(), Namespace: "kube-system", Name: "dns", UID: "u-1", NetNS: "/proc/self/ns/net"}
@@ -35,7 +35,7 @@ func TestCNICallsAndArguments(t *testing.T) {
 	}
 	pod := fakePod()
 	pod.Ports = []Port{{Protocol: "UDP", HostPort: 53, ContainerPort: 5353, HostIP: netip.MustParseAddr("127.0.0.1")}, {ContainerPort: 9}}
-	pod.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "1G"}
+	pod.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "1G", "network.evenkeel.dev/mac": "02-00-00-00-0A-01"}
 	pod.DNS = DNS{Servers: []string{"1.2.3.4"}}
 	got := attach(t, c, pod)
 	want := Result{IPs: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9"), netip.MustParseAddr("10.0.1.9")},
@@ -52,8 +52,8 @@ func TestCNICallsAndArguments(t *testing.T) {
 	}
 	wantRuntime := `{"bandwidth":{"egressBurst":100000000,"egressRate":1000000000,"ingressBurst":1000000,"ingressRate":10000000},` +
 		`"dns":{"options":null,"searches":null,"servers":["1.2.3.4"]},` +
-		`"io.kubernetes.cri.pod-annotations":{"kubernetes.io/egress-bandwidth":"1G","kubernetes.io/ingress-bandwidth":"10M"},` +
-		`"ipRanges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"fd00::/64"}]],` +
+		`"io.kubernetes.cri.pod-annotations":{"kubernetes.io/egress-bandwidth":"1G","kubernetes.io/ingress-bandwidth":"10M","network.evenkeel.dev/mac":"02-00-00-00-0A-01"},` +
+		`"ipRanges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"fd00::/64"}]],"mac":"02:00:00:00:0a:01",` +
 		`"portMappings":[{"containerPort":5353,"hostIP":"127.0.0.1","hostPort":53,"protocol":"udp"}]}`
 	if got := runtimeConfig(calls[0]); got != wantRuntime {
 		t.Errorf("runtimeConfig\n%s\nwant\n%s", got, wantRuntime)
@@ -504,6 +504,19 @@ func TestBandwidth(t *testing.T) {
 		_, err := bandwidth(map[string]string{"kubernetes.io/egress-bandwidth": value})
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), value) {
 			t.Errorf("%s: %v", value, err)
+		}
+	}
+}
+
+func TestMAC(t *testing.T) {
+	for value, want := range map[string]string{
+		"": "no hardware address", "eth0": "no hardware address", "02:00:00:00:00:01:02:03": "no hardware address",
+		"00:00:00:00:00:00": "one interface", "ff:ff:ff:ff:ff:ff": "one interface", "01:00:5e:00:00:01": "one interface",
+		"0e:4b:0a:00:00:01": "gives out itself", "0e:6b:0a:00:00:01": "gives out itself",
+	} {
+		_, err := ReadMAC(map[string]string{macAnnotation: value})
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), macAnnotation) {
+			t.Errorf("%q: %v", value, err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -85,6 +86,19 @@ func checkPorts(mappings []*cri.PortMapping) error {
 			return fmt.Errorf("%s.host_port %d leads elsewhere in config.port_mappings[%d] already: %w", field, m.GetHostPort(), first, ErrInvalid)
 		}
 		taken[key] = i
+	}
+	return nil
+}
+
+// checkNetworkAnnotations leaves those alone that nobody will read: a pod on the node's network has none of its own.
+func checkNetworkAnnotations(cfg *cri.PodSandboxConfig) error {
+	if cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() != cri.NamespaceMode_POD {
+		return nil
+	}
+	_, rates := network.ReadBandwidth(cfg.GetAnnotations())
+	_, mac := network.ReadMAC(cfg.GetAnnotations())
+	if err := errors.Join(rates, mac); err != nil {
+		return fmt.Errorf("config.annotations: %w: %w", err, ErrInvalid)
 	}
 	return nil
 }

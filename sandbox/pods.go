@@ -208,8 +208,8 @@ func (p *Pods) checkPod(cfg *cri.PodSandboxConfig, handler string) error {
 	if err := checkPorts(cfg.GetPortMappings()); err != nil {
 		return err
 	}
-	if _, err := network.ReadBandwidth(cfg.GetAnnotations()); err != nil && cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_POD {
-		return fmt.Errorf("config.annotations: %w: %w", err, ErrInvalid)
+	if err := checkNetworkAnnotations(cfg); err != nil {
+		return err
 	}
 	if err := p.checkUserNamespace(cfg, handler); err != nil {
 		return err
