@@ -73,6 +73,22 @@ func (t tools) Gone(context.Context) (operator.Gone, error) {
 	return operator.Gone{Pods: pods}, nil
 }
 
+func (t tools) CheckNetwork(ctx context.Context, req operator.CheckNetworkRequest) (operator.NetworkCheck, error) {
+	if err := need("pod", req.Pod); err != nil {
+		return operator.NetworkCheck{}, err
+	}
+	finding, err := t.s.Pods.CheckNetwork(ctx, req.Pod)
+	switch {
+	case err != nil:
+		return operator.NetworkCheck{}, err
+	case finding.Unknown != nil:
+		return operator.NetworkCheck{Status: "unknown", Detail: finding.Unknown.Error()}, nil
+	case finding.Broken != nil:
+		return operator.NetworkCheck{Status: "broken", Detail: finding.Broken.Error()}, nil
+	}
+	return operator.NetworkCheck{Status: "ok"}, nil
+}
+
 // platformOf reads os/arch[/variant].
 func platformOf(text string) (*ocispec.Platform, error) {
 	if text == "" {

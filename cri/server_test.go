@@ -390,6 +390,7 @@ func (s stuck) Ready() error { close(s.entered); select {} }
 
 func (stuck) Attach(context.Context, network.Pod) (network.Result, error) { panic("not asked") }
 func (stuck) Detach(context.Context, network.Pod) error                   { panic("not asked") }
+func (stuck) Check(context.Context, network.Pod) error                    { panic("not asked") }
 func (stuck) Sweep(context.Context, func(string) bool) error              { panic("not asked") }
 func (stuck) SetPodCIDR(string) error                                     { panic("not asked") }
 func (stuck) Info() map[string]any                                        { panic("not asked") }

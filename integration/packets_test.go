@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -405,6 +406,38 @@ func TestMAC(t *testing.T) {
 		}))
 		own.serve("tcp", 80, "own")
 		other.wants("tcp", own.ips[0], 80, "own")
+	})
+}
+
+// TestCheckNetwork: who asks is told whether a pod still has the network that it was given.
+func TestCheckNetwork(t *testing.T) {
+	onBoth(t, func(*node) {}, func(n *node) {
+		cfg := n.Pod("checked")
+		cfg.PortMappings = []*cri.PortMapping{{HostPort: 18471, ContainerPort: 80}}
+		pod := n.runPod(cfg)
+		n.says(`"networkCheck": {
+      "status": "ok"
+    }`, "inspect", "--check-network", pod)
+		if out, err := n.evenkeel("inspect", pod); err != nil || strings.Contains(out, "networkCheck") {
+			n.t.Errorf("checked without being asked: %v\n%s", err, out)
+		}
+		must(t, n.place(pod).do(func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetDown(eth0) // and with it its routes
+		}))
+		if out, err := n.evenkeel("inspect", "--check-network", pod); err == nil || !strings.Contains(out, `"status": "broken"`) {
+			n.t.Errorf("a broken pod: %v\n%s", err, out)
+		}
+		n.stopPod(pod)
+		if out, err := n.evenkeel("inspect", "--check-network", pod); err == nil || !strings.Contains(out, "it is not ready") {
+			n.t.Errorf("a stopped pod: %v\n%s", err, out)
+		}
+		cfg = n.Pod("hosts")
+		cfg.Linux.SecurityContext = &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER}}
+		n.says(`"status": "unknown"`, "inspect", "--check-network", n.runPod(cfg))
 	})
 }
 

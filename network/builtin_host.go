@@ -191,15 +191,13 @@ func (h *host) bringUpBridge(mtu int) error {
 }
 
 func (h *host) readKnown(link netlink.Link) error {
-	addrs, err := h.links.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := addressesOf(h.links, link)
 	if err != nil {
-		return fmt.Errorf("cannot read the addresses of bridge %s: %w", h.bridge.Name, err)
+		return err
 	}
 	h.known = slices.Clone(h.subnets)
 	for _, a := range addrs {
-		ip, _ := netip.AddrFromSlice(a.IP)
-		ones, _ := a.Mask.Size()
-		p := netip.PrefixFrom(ip.Unmap(), ones).Masked()
+		p := a.Masked()
 		if !p.Addr().IsLinkLocalUnicast() && !slices.Contains(h.known, p) {
 			h.known = append(h.known, p)
 		}

@@ -188,6 +188,22 @@ func inPieces(send func(*nftables.Set, []nftables.SetElement) error, m *nftables
 	return nil
 }
 
+// elements lists what the maps hold, by name of the map.
+func (r *rules) elements() (map[string][]nftables.SetElement, error) {
+	conn, err := r.dial()
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]nftables.SetElement{}
+	for _, name := range mapNames {
+		if all[name], err = conn.GetSetElements(r.portMap(name)); err != nil {
+			r.close()
+			return nil, fmt.Errorf("cannot list nftables map %s of table inet %s: %w", name, r.table.Name, err)
+		}
+	}
+	return all, nil
+}
+
 func keysOf(list []nftables.SetElement) []nftables.SetElement {
 	keys := make([]nftables.SetElement, len(list))
 	for i, e := range list {

@@ -576,6 +576,55 @@ func TestBuiltinPodCIDROverlaps(t *testing.T) {
 	}
 }
 
+func TestBuiltinCheck(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin("10.211.42.0/24", "fd00:211:42::/64")
+	ports := []Port{{HostPort: 8080, ContainerPort: 80}, {Protocol: "udp", HostPort: 53, ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1")}}
+	for name, c := range map[string]struct {
+		damage []string // the pod's eth0 is eth0 inside, the other end LINK
+		inside bool
+		want   string
+	}{
+		"healthy":            {},
+		"no link":            {[]string{"ip link del LINK"}, false, "eth0 in the pod"},
+		"out of the bridge":  {[]string{"ip link set LINK nomaster"}, false, "is not in bridge ektest0"},
+		"link down":          {[]string{"ip link set LINK down"}, false, " is down"},
+		"bridge down":        {[]string{"ip link set ektest0 down"}, false, "ektest0 is down"},
+		"no bridge":          {[]string{"ip link del ektest0"}, false, "bridge ektest0"},
+		"no gateway":         {[]string{"ip addr del 10.211.42.1/24 dev ektest0"}, false, "has no address in the range of 10.211.42."},
+		"no table":           {[]string{"nft delete table inet ektest"}, false, "no nftables table"},
+		"no port":            {[]string{"nft flush map inet ektest any4"}, false, "host port 8080/tcp"},
+		"no port of one":     {[]string{"nft flush map inet ektest ip4"}, false, "host port 127.0.0.1:53/udp"},
+		"eth0 down":          {[]string{"ip link set eth0 down"}, true, "eth0 is down"},
+		"no address":         {[]string{"ip -4 addr flush dev eth0"}, true, "lacks its address 10.211.42."},
+		"no IPv6 address":    {[]string{"ip -6 addr flush dev eth0 scope global"}, true, "lacks its address fd00:211:42::"},
+		"no route":           {[]string{"ip route del default"}, true, "lacks the default route that goes with 10.211.42."},
+		"another address":    {[]string{"ip link set eth0 address 02:00:00:00:00:07"}, true, "hardware address 02:00:00:00:00:07"},
+		"another's in place": {[]string{"ip link del eth0", "ip link add eth0 type veth peer name other"}, true, "not the other end"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := w.pod("p", ports...)
+			defer w.drop(pod.NetNS)
+			attach(t, b, pod)
+			defer detach(t, b, pod)
+			where := w.host
+			if c.inside {
+				where = pod.NetNS
+			}
+			for _, command := range c.damage {
+				w.run(where, strings.Fields(strings.ReplaceAll(command, "LINK", linkName(pod.ID)))...)
+			}
+			err := b.Check(t.Context(), pod)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+	if err := b.Check(t.Context(), w.pod("never")); err == nil || !strings.Contains(err.Error(), "holds no address") {
+		t.Errorf("a pod that was never attached: %v", err)
+	}
+}
+
 // Pods that have an address one after the other answer at once, whichever hardware address each of them has.
 func TestBuiltinMAC(t *testing.T) {
 	w := newWorld(t)

@@ -24,6 +24,7 @@ type record struct {
 	Network      string // name of the network
 	CNIVersion   string
 	Plugins      []json.RawMessage
+	DisableCheck bool `json:",omitempty"`
 	NetNS        string
 	NetNSInode   uint64 // tells a namespace from a later one at the same path
 	Args         [][2]string
@@ -45,7 +46,7 @@ func (c *CNI) newRecord(list *libcni.NetworkConfigList, pod Pod) (*record, error
 	if err != nil {
 		return nil, err
 	}
-	rec := &record{Version: recordVersion, PodID: pod.ID, Network: list.Name, CNIVersion: list.CNIVersion,
+	rec := &record{Version: recordVersion, PodID: pod.ID, Network: list.Name, CNIVersion: list.CNIVersion, DisableCheck: list.DisableCheck,
 		NetNS: pod.NetNS, NetNSInode: inode(pod.NetNS), Args: runtimeArgs(pod), Capabilities: capabilities}
 	for _, p := range list.Plugins {
 		rec.Plugins = append(rec.Plugins, p.Bytes)
@@ -63,7 +64,7 @@ func inode(path string) uint64 {
 
 // list is the configuration as it was, with the plugins that came from files of their own inlined.
 func (r *record) list() (*libcni.NetworkConfigList, error) {
-	data, err := json.Marshal(map[string]any{"name": r.Network, "cniVersion": r.CNIVersion, "plugins": r.Plugins})
+	data, err := json.Marshal(map[string]any{"name": r.Network, "cniVersion": r.CNIVersion, "plugins": r.Plugins, "disableCheck": r.DisableCheck})
 	if err != nil {
 		return nil, err
 	}
@@ -96,16 +97,21 @@ func (c *CNI) write(rec *record) error {
 	return atomicfile.Write(c.path(rec.PodID), data, 0o600)
 }
 
-// read returns the pod's record; the error matches fs.ErrNotExist when there is none, and errDamaged too when there was one.
-// Records are renamed into place whole, so only a power cut damages one. The file is set aside for an operator.
-func (c *CNI) read(podID string) (*record, error) {
+// load returns the pod's record; the error matches fs.ErrNotExist when there is none, and errDamaged when it is no good.
+func (c *CNI) load(podID string) (*record, error) {
 	data, err := os.ReadFile(c.path(podID))
 	if err != nil {
 		return nil, err
 	}
-	rec, err := parseRecord(data)
-	if err == nil {
-		return rec, nil
+	return parseRecord(data)
+}
+
+// read is load for who goes on without a damaged record: its error matches both. Records are renamed into place whole, so only a power
+// cut damages one. The file is set aside for an operator.
+func (c *CNI) read(podID string) (*record, error) {
+	rec, err := c.load(podID)
+	if !errors.Is(err, errDamaged) {
+		return rec, err
 	}
 	aside := c.path(podID) + damagedSuffix
 	c.log().Error("set aside the network record of a pod", "pod", podID, "file", aside, "error", err)

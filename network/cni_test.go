@@ -197,6 +197,73 @@ func TestCNIDelFailsForAWhile(t *testing.T) {
 	expectNoRecords(t, c)
 }
 
+func TestCNICheck(t *testing.T) {
+	s := newStage(t, "player1", "player2")
+	s.list("10-a.conflist", "green", "1.0.0", `"type":"player1",`+capable, `"type":"player2"`)
+	c := s.cni(t)
+	pod := fakePod()
+	if err := c.Check(t.Context(), pod); err == nil || !strings.Contains(err.Error(), "no record") {
+		t.Errorf("a pod that was never attached: %v", err)
+	}
+	attach(t, c, pod)
+	s.list("10-a.conflist", "blue", "1.0.0", `"type":"player1"`) // the pod keeps what it has
+	s.verbs()
+	if err := c.Check(t.Context(), pod); err != nil {
+		t.Error(err)
+	}
+	for _, call := range s.calls() {
+		if stdin := string(call.Stdin); !strings.Contains(stdin, `"green"`) || !strings.Contains(stdin, "prevResult") || call.NetNS != pod.NetNS {
+			t.Errorf("%s %s in %s with %s", call.Plugin, call.Verb, call.NetNS, stdin)
+		}
+	}
+	if v := s.verbs(); v != "player1 CHECK, player2 CHECK" {
+		t.Errorf("calls: %s", v)
+	}
+	s.part("player2", "CHECK", "fail")
+	if err := c.Check(t.Context(), pod); err == nil || errors.Is(err, ErrUncheckable) || !strings.Contains(err.Error(), "player2 failed in CHECK: no such bridge") {
+		t.Errorf("a plugin that finds something: %v", err)
+	}
+	s.part("player2", "CHECK", "old")
+	if err := c.Check(t.Context(), pod); !errors.Is(err, ErrUncheckable) || !strings.Contains(err.Error(), "player2") {
+		t.Errorf("a plugin that does not know CHECK: %v", err)
+	}
+	data, _ := os.ReadFile(c.path(pod.ID))
+	os.WriteFile(c.path(pod.ID), data[:len(data)/2], 0o600)
+	if err := c.Check(t.Context(), pod); !errors.Is(err, errDamaged) {
+		t.Errorf("a damaged record: %v", err)
+	}
+	if _, err := os.Stat(c.path(pod.ID)); err != nil {
+		t.Errorf("a check changed the record: %v", err)
+	}
+	os.WriteFile(c.path(pod.ID), data, 0o600)
+	os.RemoveAll(filepath.Join(c.Dir, "cache"))
+	if err := c.Check(t.Context(), pod); err == nil || errors.Is(err, ErrUncheckable) {
+		t.Errorf("without the result: %v", err)
+	}
+	detach(t, c, pod)
+}
+
+func TestCNICannotCheck(t *testing.T) {
+	for version, more := range map[string]string{"0.3.1": "", "1.1.0": `,"disableCheck":true`} {
+		s := newStage(t, "player1")
+		s.list("10-a.conflist", "green", version, `"type":"player1"`)
+		file := filepath.Join(s.conf, "10-a.conflist")
+		text, _ := os.ReadFile(file)
+		os.WriteFile(file, append(text[:len(text)-1], []byte(more+"}")...), 0o600)
+		c := s.cni(t)
+		pod := fakePod()
+		attach(t, c, pod)
+		s.verbs()
+		if err := c.Check(t.Context(), pod); !errors.Is(err, ErrUncheckable) {
+			t.Errorf("version %s%s: %v", version, more, err)
+		}
+		if v := s.verbs(); v != "" {
+			t.Errorf("version %s%s: called %s", version, more, v)
+		}
+		detach(t, c, pod)
+	}
+}
+
 // A daemon can be killed between the two halves of writing a record.
 func TestCNISweepsHalfWrittenRecords(t *testing.T) {
 	s := newStage(t, "player1")

@@ -17,6 +17,9 @@ type Provider interface {
 	// Detach releases all that Attach took. A nil error means the pod holds nothing, whoever released it, and also when
 	// the namespace is gone or the machine rebooted.
 	Detach(ctx context.Context, pod Pod) error
+	// Check compares what the pod has with what Attach gave it, and changes nothing. The error says what is wrong, or matches
+	// ErrUncheckable.
+	Check(ctx context.Context, pod Pod) error
 	// Sweep detaches what belongs to no living pod.
 	Sweep(ctx context.Context, live func(podID string) bool) error
 	// Ready returns nil when a pod could be attached now, or the reason why not.
@@ -56,6 +59,9 @@ type Result struct {
 
 // DNS as a CNI result or a pod's request carries it.
 type DNS struct{ Servers, Searches, Options []string }
+
+// ErrUncheckable matches the error of a Check that has no way to tell.
+var ErrUncheckable = errors.New("the network cannot be checked")
 
 // ErrNotReady matches errors of a network that cannot attach pods yet.
 var ErrNotReady = errors.New("network is not ready")

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A part is what a player does for a verb: ok, fail, garbage, silent, crash, hang. It is read from a file named by
+// A part is what a player does for a verb: ok, fail, old, garbage, silent, crash, hang. It is read from a file named by
 // plugin and verb in the directory of the plugin, so a test can change it between two calls.
 func play(name string) int {
 	verb := os.Getenv("CNI_COMMAND")
@@ -42,6 +42,9 @@ func play(name string) int {
 	case "fail":
 		fmt.Fprintln(os.Stderr, "a word on stderr")
 		fmt.Print(`{"cniVersion":"1.1.0","code":7,"msg":"no such bridge","details":"look at br7"}`)
+		return 1
+	case "old":
+		fmt.Print(`{"cniVersion":"1.1.0","code":1,"msg":"plugin version does not allow CHECK"}`)
 		return 1
 	case "garbage":
 		fmt.Print("address: maybe")

@@ -103,6 +103,47 @@ func checkNetworkAnnotations(cfg *cri.PodSandboxConfig) error {
 	return nil
 }
 
+// A NetworkFinding is what the network says of a pod; the zero value says that all is well.
+type NetworkFinding struct {
+	Broken  error // what is wrong
+	Unknown error // why nobody can tell
+}
+
+// CheckNetwork has the network compare what a ready pod has with what it was given. It never runs by itself: CNI plugins are programs.
+func (p *Pods) CheckNetwork(ctx context.Context, id string) (NetworkFinding, error) {
+	pod, err := p.index.pod(id)
+	if err != nil {
+		return NetworkFinding{}, err
+	}
+	if err := pod.attached(); err != nil {
+		return NetworkFinding{}, err
+	}
+	if pod.onHostNetwork() {
+		return NetworkFinding{Unknown: fmt.Errorf("%w: pod %s uses the node's own", network.ErrUncheckable, pod.id)}, nil
+	}
+	err = p.Network.Check(ctx, pod.networkPod())
+	if ctx.Err() != nil {
+		return NetworkFinding{}, fmt.Errorf("cannot check the network of pod %s: %w", pod.id, context.Cause(ctx))
+	}
+	if err := pod.attached(); err != nil { // it was stopped meanwhile, and has lost its network for that
+		return NetworkFinding{}, err
+	}
+	if errors.Is(err, network.ErrUncheckable) {
+		return NetworkFinding{Unknown: err}, nil
+	}
+	return NetworkFinding{Broken: err}, nil
+}
+
+func (p *pod) attached() error {
+	if !p.listed() {
+		return fmt.Errorf("pod sandbox %q: %w", p.id, ErrNotFound)
+	}
+	if !p.facts().ready() {
+		return fmt.Errorf("cannot check the network of pod %s: it is not ready: %w", p.id, ErrState)
+	}
+	return nil
+}
+
 // namespaces lists the files of the pod's pinned namespaces.
 func (p *pod) namespaces() map[specs.LinuxNamespaceType]string {
 	files := map[specs.LinuxNamespaceType]string{}

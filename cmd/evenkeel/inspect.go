@@ -9,6 +9,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/cri/operator"
 )
 
 // inspected is all that the engine says about one pod or container.
@@ -16,16 +18,22 @@ type inspected struct {
 	Kind   string                     `json:"kind"` // pod or container
 	Status json.RawMessage            `json:"status"`
 	Info   map[string]json.RawMessage `json:"info"`
+	// NetworkCheck is what the network says of the pod now, where it was asked.
+	NetworkCheck *operator.NetworkCheck `json:"networkCheck,omitempty"`
 }
 
 func inspectCommand() *cobra.Command {
 	var t tool
+	var checkNetwork bool
 	c := &cobra.Command{
 		Use:   "inspect POD|CONTAINER...",
 		Short: "Print all that the engine knows about pods or containers, as JSON",
-		Args:  cobra.MinimumNArgs(1),
+		Long: "Print all that the engine knows about pods or containers, as JSON. With --check-network the network is asked, too, whether a\n" +
+			"pod still has what it was given; the exit code is 1 when one has not. CNI runs its plugins for that (CHECK).",
+		Args: cobra.MinimumNArgs(1),
 		RunE: t.looking(func(c *cobra.Command, e *engine, w *world, refs []string) error {
 			all := []*inspected{}
+			broken := false
 			for _, ref := range refs {
 				at, err := w.find(ref)
 				if err != nil {
@@ -36,11 +44,36 @@ func inspectCommand() *cobra.Command {
 					return err
 				}
 				all = append(all, one)
+				if !checkNetwork {
+					continue
+				}
+				if one.NetworkCheck, err = e.checkNetwork(c.Context(), at); err != nil {
+					return err
+				}
+				broken = broken || one.NetworkCheck.Status == "broken"
 			}
-			return printJSON(c.OutOrStdout(), all)
+			if err := printJSON(c.OutOrStdout(), all); err != nil || !broken {
+				return err
+			}
+			return exitCode(1)
 		}),
 	}
+	c.Flags().BoolVar(&checkNetwork, "check-network", false, "ask the network how each pod, or the pod of a container, is")
 	return t.register(c)
+}
+
+func (e *engine) checkNetwork(ctx context.Context, at target) (*operator.NetworkCheck, error) {
+	var id string
+	if at.pod != nil {
+		id = at.pod.Id
+	} else {
+		id = at.container.PodSandboxId
+	}
+	answer, err := (operator.Client{Conn: e.conn}).CheckNetwork(ctx, operator.CheckNetworkRequest{Pod: id})
+	if err != nil {
+		return nil, fmt.Errorf("cannot check the network of %s: %w", at.name(), err)
+	}
+	return &answer, nil
 }
 
 func (e *engine) inspect(ctx context.Context, at target) (*inspected, error) {

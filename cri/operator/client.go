@@ -120,3 +120,9 @@ func (c Client) Inventory(ctx context.Context) (Inventory, error) {
 	err := c.Conn.Invoke(ctx, methodInventory, &inventoryRequest{}, &answer, grpc.ForceCodec(codec{}))
 	return answer, err
 }
+
+// CheckNetwork asks the network how a pod is.
+func (c Client) CheckNetwork(ctx context.Context, req CheckNetworkRequest) (NetworkCheck, error) {
+	var answer NetworkCheck
+	return answer, c.Conn.Invoke(ctx, methodCheckNetwork, &req, &answer, grpc.ForceCodec(codec{}))
+}

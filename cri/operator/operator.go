@@ -24,12 +24,25 @@ type Service interface {
 	Inventory(ctx context.Context) (Inventory, error)
 	// Gone tells of pods that no list shows any more.
 	Gone(ctx context.Context) (Gone, error)
+	// CheckNetwork has the network look at a pod, which can take as long as its plugins take.
+	CheckNetwork(ctx context.Context, req CheckNetworkRequest) (NetworkCheck, error)
 	Images
 }
 
 // Gone is the pods that lately could not be made or were removed, newest first.
 type Gone struct {
 	Pods json.RawMessage `json:"pods"` // sandbox.GonePod's JSON
+}
+
+// CheckNetworkRequest names a ready pod.
+type CheckNetworkRequest struct {
+	Pod string `json:"pod"` // id
+}
+
+// NetworkCheck is what the network said of a pod.
+type NetworkCheck struct {
+	Status string `json:"status"` // ok, broken, or unknown where the network cannot tell
+	Detail string `json:"detail,omitempty"`
 }
 
 // PullRequest names an image.

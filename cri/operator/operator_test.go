@@ -241,3 +241,14 @@ func TestCredentialsAreNeverPrinted(t *testing.T) {
 		}
 	}
 }
+
+func (daemon) CheckNetwork(_ context.Context, req CheckNetworkRequest) (NetworkCheck, error) {
+	return NetworkCheck{Status: "broken", Detail: req.Pod + " has no eth0"}, nil
+}
+
+func TestCheckNetwork(t *testing.T) {
+	got, err := dial(t, daemon{}).CheckNetwork(t.Context(), CheckNetworkRequest{Pod: "p1"})
+	if err != nil || got.Status != "broken" || got.Detail != "p1 has no eth0" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}

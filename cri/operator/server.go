@@ -15,6 +15,8 @@ const (
 	methodImport    = "/" + name + "/Import"
 	methodInventory = "/" + name + "/Inventory"
 	methodGone      = "/" + name + "/Gone"
+
+	methodCheckNetwork = "/" + name + "/CheckNetwork"
 )
 
 // Register serves s on g. It is called before g, or any other server of the process, serves.
@@ -26,8 +28,12 @@ func Register(g grpc.ServiceRegistrar, s Service) {
 var desc = grpc.ServiceDesc{
 	ServiceName: name,
 	HandlerType: (*Service)(nil),
-	Methods:     append([]grpc.MethodDesc{{MethodName: "Inventory", Handler: inventory}, {MethodName: "Gone", Handler: gone}}, imageMethods...),
-	Streams:     []grpc.StreamDesc{pullDesc, importDesc, exportDesc},
+	Methods: append([]grpc.MethodDesc{
+		{MethodName: "Inventory", Handler: inventory},
+		{MethodName: "Gone", Handler: gone},
+		{MethodName: "CheckNetwork", Handler: unary(methodCheckNetwork, Service.CheckNetwork)},
+	}, imageMethods...),
+	Streams: []grpc.StreamDesc{pullDesc, importDesc, exportDesc},
 }
 
 var (
