@@ -27,6 +27,7 @@ fail) echo "a word on stderr" >&2
       echo '{"cniVersion":"1.0.0","code":11,"msg":"the frobnicator is jammed","details":"kick it"}'; exit 1 ;;
 hang) echo $$ > "$0.new"; mv "$0.new" "$0.pid"; exec sleep 1000 ;;
 garbage) echo "address: maybe"; exit 0 ;;
+stuck) exec stat "$(cat "$0.where")/dir" ;;
 crash) kill -SEGV $$ ;;
 empty) exit 0 ;;
 nothing) echo '{"cniVersion":"1.0.0"}'; exit 0 ;;
@@ -158,6 +159,56 @@ func TestPluginTrouble(t *testing.T) {
 		must(t, p.RemoveAll(p.ctx()))
 		p.noLeases()
 	})
+}
+
+// TestPluginIsStuck: a plugin that waits in the kernel dies of no signal. Its pod is told so in time, with the pid, and is alone in
+// waiting for it; when it is gone, so is what it took.
+func TestPluginIsStuck(t *testing.T) {
+	p := startTroupe(t)
+	fuse := serveFuse(t)
+	fuse.quieten(false, func(command string) bool { return command == "stat" })
+	must(t, os.WriteFile(filepath.Join(p.plugins, "actor.where"), []byte(fuse.dir), 0o644))
+	p.part("ADD", "stuck")
+	begun := time.Now()
+	err := p.runTroubled("trouble")
+	refused(t, err, anyCode, "CNI plugin actor failed in ADD", unanswered, "pid ", "was killed and does not end", "an earlier call is not over")
+	if took := time.Since(begun); took > engine.Patience(20*time.Second) {
+		t.Errorf("told after %s", took)
+	}
+	p.part("ADD", "")
+	for range 3 { // each would hold a process of its own
+		refused(t, p.runTroubled("trouble"), anyCode, "an earlier call is not over")
+	}
+	if n := fuse.waiting(); n != 1 {
+		t.Errorf("%d plugins wait", n)
+	}
+	must(t, p.runTroubled("beside"))
+	fuse.close()
+	p.eventually(10*time.Second, func() error { return p.runTroubled("trouble") })
+	must(t, p.RemoveAll(p.ctx()))
+	p.noLeases()
+}
+
+// TestPluginIsStuckInGC: a collection that cannot be ended keeps no pod from its network.
+func TestPluginIsStuckInGC(t *testing.T) {
+	p := prepareTroupe(t)
+	p.good = strings.Replace(p.good, `"cniVersion": "1.0.0"`, `"cniVersion": "1.1.0"`, 1)
+	p.Config = fmt.Sprintf("[network.cni]\ntimeout = %q\ngc = \"1s\"\n", pluginLimit)
+	fuse := serveFuse(t)
+	fuse.quieten(false, func(command string) bool { return command == "stat" })
+	must(t, os.WriteFile(filepath.Join(p.plugins, "actor.where"), []byte(fuse.dir), 0o644))
+	p.part("GC", "stuck")
+	must(t, p.Start())
+	p.use("actor")
+	p.eventually(20*time.Second, func() error {
+		if fuse.waiting() == 0 {
+			return fmt.Errorf("no collection yet")
+		}
+		return nil
+	})
+	must(t, p.runTroubled("beside"))
+	must(t, p.RemoveAll(p.ctx()))
+	fuse.close()
 }
 
 // withoutPortmap makes the actor the last of the chain.

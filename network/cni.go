@@ -28,10 +28,11 @@ type CNI struct {
 	Timeout time.Duration // of one plugin call; 0: a minute
 	Log     *slog.Logger
 
-	turns    turns // one caller per pod id
-	watch    watch
-	check    check
-	yielding yielding
+	turns     turns // one caller per pod id
+	watch     watch
+	check     check
+	yielding  yielding
+	abandoned abandoned
 }
 
 var (
@@ -233,9 +234,9 @@ func (c *CNI) Info() map[string]any {
 	return info
 }
 
-// lib is a fresh client: it holds nothing but these three values.
+// lib is a fresh client: it holds nothing but these values.
 func (c *CNI) lib() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(c.BinDirs, filepath.Join(c.Dir, "cache"), &runner{timeout: c.timeout()})
+	return libcni.NewCNIConfigWithCacheDir(c.BinDirs, filepath.Join(c.Dir, "cache"), &runner{timeout: c.timeout(), abandoned: &c.abandoned})
 }
 
 func (c *CNI) timeout() time.Duration {

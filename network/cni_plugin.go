@@ -10,7 +10,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -64,7 +67,8 @@ func pluginError(network string, err error) error {
 // A runner runs plugins for libcni: each with a deadline of its own and in a process group of its own, so that the
 // address plugin which a plugin started dies with it.
 type runner struct {
-	timeout time.Duration
+	timeout   time.Duration
+	abandoned *abandoned
 	version.PluginDecoder
 }
 
@@ -99,7 +103,7 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("no answer within %s: %w", r.timeout, context.DeadlineExceeded))
 	defer cancel()
 	for try := 0; ; try++ {
-		out, err := runPlugin(ctx, path, stdin, env)
+		out, err := r.runPlugin(ctx, path, stdin, env)
 		if try == busyRetries || !errors.Is(err, syscall.ETXTBSY) {
 			return out, err
 		}
@@ -111,27 +115,124 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	}
 }
 
-// runPlugin keeps its thread until the plugin has ended: the kernel sends Pdeathsig when the thread that started the
+// killPatience is how long a plugin may take to die: longer than pipeDelay, after which one that has died is done with.
+const killPatience, pipeDelay = 5 * time.Second, time.Second
+
+// runPlugin gives a plugin up that does not die when it is killed: a process that waits for a disk or a server (state D) is reached by
+// no signal. Nothing else is run for that pod while it is there, since the specification allows no two calls at once.
+func (r *runner) runPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	c := newPluginCall(ctx, path, stdin, env)
+	if earlier := r.abandoned.of(c); earlier != nil {
+		return nil, &PluginError{Plugin: c.plugin, Verb: c.verb, Err: fmt.Errorf("not run: an earlier call is not over: %w", earlier.undead())}
+	}
+	go c.run()
+	select {
+	case <-c.ended:
+		return c.answer(ctx)
+	case <-ctx.Done():
+	}
+	select {
+	case <-c.ended:
+		return c.answer(ctx)
+	case <-time.After(killPatience):
+		r.abandoned.add(c)
+		return nil, &PluginError{Plugin: c.plugin, Verb: c.verb, Err: fmt.Errorf("%w: %w", context.Cause(ctx), c.undead())}
+	}
+}
+
+// A pluginCall is one run of a plugin.
+type pluginCall struct {
+	plugin, verb   string
+	container      string // empty for calls that are about no pod
+	cmd            *exec.Cmd
+	stdout, stderr *limited
+	pid            atomic.Int64 // 0: it has not started
+	ended          chan struct{}
+	err            error // valid once ended is closed, as is what was written
+}
+
+func newPluginCall(ctx context.Context, path string, stdin []byte, env []string) *pluginCall {
+	c := &pluginCall{plugin: filepath.Base(path), verb: envValue(env, "CNI_COMMAND"), container: envValue(env, "CNI_CONTAINERID"),
+		cmd: exec.CommandContext(ctx, path), stdout: &limited{max: 4 << 20}, stderr: &limited{max: 4 << 10, tail: true}, ended: make(chan struct{})}
+	c.cmd.Env, c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = env, bytes.NewReader(stdin), c.stdout, c.stderr
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	c.cmd.Cancel = func() error {
+		syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+		return c.cmd.Process.Kill() // it may have left its group
+	}
+	c.cmd.WaitDelay = pipeDelay // for a grandchild in a group of its own that keeps the pipes open
+	return c
+}
+
+// run keeps its thread until the plugin has ended: the kernel sends Pdeathsig when the thread that started the
 // process ends, which must mean the daemon. A plugin that outlived its daemon would work on while the next daemon's
 // DEL takes down what it builds.
-func runPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (c *pluginCall) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	stdout, stderr := &limited{max: 4 << 20}, &limited{max: 4 << 10, tail: true}
-	cmd := exec.CommandContext(ctx, path)
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(stdin), stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for a grandchild in a group of its own that keeps the pipes open
-	err := cmd.Run()
-	if err != nil && ctx.Err() != nil {
+	defer close(c.ended)
+	if c.err = c.cmd.Start(); c.err != nil {
+		return
+	}
+	c.pid.Store(int64(c.cmd.Process.Pid))
+	c.err = c.cmd.Wait()
+	if errors.Is(c.err, exec.ErrWaitDelay) {
+		c.err = nil // a child that stays can hold the pipes, but the plugin has said all that it will say
+	}
+}
+
+func (c *pluginCall) answer(ctx context.Context) ([]byte, error) {
+	if c.err == nil {
+		return c.stdout.buf, checkAnswer(c.plugin, c.verb, c.stdout.buf, c.stderr)
+	}
+	err := c.err
+	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	verb := envValue(env, "CNI_COMMAND")
-	if err == nil {
-		return stdout.buf, checkAnswer(filepath.Base(path), verb, stdout.buf, stderr)
+	return nil, failure(c.plugin, c.verb, err, c.stdout, c.stderr)
+}
+
+// undead says who is in the way.
+func (c *pluginCall) undead() error {
+	if c.pid.Load() == 0 {
+		return fmt.Errorf("plugin %s has been starting since %s", c.plugin, c.verb)
 	}
-	return nil, failure(filepath.Base(path), verb, err, stdout, stderr)
+	return fmt.Errorf("pid %d (%s %s) was killed and does not end", c.pid.Load(), c.plugin, c.verb)
+}
+
+// Abandoned are the calls that were given up, until their processes end. Each holds a thread, so there is one at a time for a pod, or
+// for a plugin and verb where it is about no pod.
+type abandoned struct {
+	mu    sync.Mutex // guards calls
+	calls []*pluginCall
+}
+
+func (a *abandoned) add(c *pluginCall) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls = append(a.calls, c)
+}
+
+// of finds one that bars the way of another.
+func (a *abandoned) of(c *pluginCall) *pluginCall {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls = slices.DeleteFunc(a.calls, (*pluginCall).over)
+	for _, earlier := range a.calls {
+		if earlier.container == c.container && (c.container != "" || earlier.plugin == c.plugin && earlier.verb == c.verb) {
+			return earlier
+		}
+	}
+	return nil
+}
+
+func (c *pluginCall) over() bool {
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // checkAnswer finds garbage where a result is due, while the plugin's name is at hand.

@@ -197,6 +197,18 @@ func TestCNIDelFailsForAWhile(t *testing.T) {
 	expectNoRecords(t, c)
 }
 
+// A plugin can start what outlives it and keeps its pipes open: its result counts.
+func TestCNIPluginLeavesAChild(t *testing.T) {
+	s := newStage(t, "player1")
+	s.list("10-a.conflist", "green", "1.0.0", `"type":"player1"`)
+	s.part("player1", "ADD", "linger")
+	c := s.cni(t)
+	pod := fakePod()
+	attach(t, c, pod)
+	detach(t, c, pod)
+	expectNoRecords(t, c)
+}
+
 func TestCNICheck(t *testing.T) {
 	s := newStage(t, "player1", "player2")
 	s.list("10-a.conflist", "green", "1.0.0", `"type":"player1",`+capable, `"type":"player2"`)
@@ -605,10 +617,23 @@ const realNetwork = `{"cniVersion":"1.1.0","name":"ektestnet","plugins":[
 	 "ranges":[[{"subnet":"10.211.30.0/24"}],[{"subnet":"fd00:211:30::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}},
 	{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`
 
-// The plugins work in the namespace that their caller is in, so the whole test takes place inside the world's host.
+// pluginsIn makes a directory of plugins that work in a namespace: the engine runs them in its own.
+func (w *world) pluginsIn(ns, bin string) string {
+	dir := filepath.Join(w.dir, "plugins")
+	os.Mkdir(dir, 0o700)
+	for _, name := range []string{"bridge", "host-local", "portmap"} {
+		script := fmt.Sprintf("#!/bin/sh\nexec nsenter --net=%s %s\n", ns, filepath.Join(bin, name))
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// The whole test takes place inside the world's host.
 func TestCNIRealPlugins(t *testing.T) {
 	w := newWorld(t)
-	bin := realPlugins(t)
+	bin := w.pluginsIn(w.host, realPlugins(t))
 	ipam := filepath.Join(w.dir, "ipam")
 	conf := filepath.Join(w.dir, "net.d")
 	os.Mkdir(conf, 0o700)

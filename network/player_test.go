@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A part is what a player does for a verb: ok, fail, old, garbage, silent, crash, hang. It is read from a file named by
+// A part is what a player does for a verb: ok, fail, old, garbage, silent, crash, hang, linger. It is read from a file named by
 // plugin and verb in the directory of the plugin, so a test can change it between two calls.
 func play(name string) int {
 	verb := os.Getenv("CNI_COMMAND")
@@ -55,6 +55,10 @@ func play(name string) int {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	case "hang":
 		hang(dir)
+	case "linger":
+		child := exec.Command("sleep", "5")
+		child.Stdout, child.Stderr, child.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
+		child.Start()
 	}
 	if verb == "ADD" {
 		fmt.Printf(`{"cniVersion":"1.1.0","interfaces":[{"name":"br"},{"name":"net1","sandbox":"x"},{"name":"eth0","sandbox":"x"}],
