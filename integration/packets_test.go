@@ -16,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/evenkeel/evenkeel/integration/engine"
@@ -406,6 +407,28 @@ func TestMAC(t *testing.T) {
 		}))
 		own.serve("tcp", 80, "own")
 		other.wants("tcp", own.ips[0], 80, "own")
+	})
+}
+
+// TestSysctlsOfInterfaces are set when the network has made the interface.
+func TestSysctlsOfInterfaces(t *testing.T) {
+	onBoth(t, func(*node) {}, func(n *node) {
+		cfg := n.Pod("tuned")
+		cfg.Linux.Sysctls = map[string]string{"net.ipv4.conf.eth0.arp_notify": "1", "net/ipv4/neigh/eth0/ucast_solicit": "7", "net.ipv4.conf.lo.arp_notify": "1"}
+		must(t, n.place(n.runPod(cfg)).do(func() error {
+			for file, want := range map[string]string{"conf/eth0/arp_notify": "1", "neigh/eth0/ucast_solicit": "7", "conf/lo/arp_notify": "1"} {
+				if got, err := os.ReadFile("/proc/sys/net/ipv4/" + file); err != nil || strings.TrimSpace(string(got)) != want {
+					n.t.Errorf("%s is %q, want %s: %v", file, got, want, err)
+				}
+			}
+			return nil
+		}))
+		for _, key := range []string{"net.ipv4.conf.eth7.arp_notify", "net.ipv4.conf.eth0.nothing"} {
+			cfg := n.Pod("mistuned")
+			cfg.Linux.Sysctls = map[string]string{key: "1"}
+			_, err := n.Runtime.RunPodSandbox(n.ctx(), &cri.RunPodSandboxRequest{Config: cfg})
+			refused(n.t, err, codes.InvalidArgument, key)
+		}
 	})
 }
 

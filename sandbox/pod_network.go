@@ -13,6 +13,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/evenkeel/evenkeel/internal/effect"
+	"github.com/evenkeel/evenkeel/internal/namespace"
 	"github.com/evenkeel/evenkeel/network"
 )
 
@@ -31,6 +32,11 @@ func (p *pod) attach(ctx context.Context) (ips []string, dns network.DNS, err er
 		return err
 	})
 	if err != nil {
+		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w", p.id, err)
+	}
+	if err := namespace.SetOfLinks(p.namespaceDir(), p.namespacesWanted()); errors.Is(err, namespace.ErrSysctl) {
+		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w: %w", p.id, err, ErrInvalid)
+	} else if err != nil {
 		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w", p.id, err)
 	}
 	for _, ip := range got.IPs {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +27,7 @@ type Options struct {
 	Net, IPC, UTS bool
 	User          *IDs              // a user namespace that owns the others; nil: the caller's owns them
 	Hostname      string            // set in the new UTS namespace
-	Sysctls       map[string]string // written inside, keys with dots or slashes as sysctl(8) takes them
+	Sysctls       map[string]string // written inside, keys with dots or slashes as sysctl(8) takes them; those of interfaces by SetOfLinks
 }
 
 // kinds are the namespaces that Pin makes, by the name of their file in /proc/PID/ns and in the directory of pins.
@@ -121,19 +122,9 @@ func (o Options) furnish(dir string, flags int, settings []setting) error {
 			return fmt.Errorf("cannot bring up loopback in %s/net: %w", dir, err)
 		}
 	}
-	for _, s := range settings {
-		if s.flag&flags == 0 {
-			continue // its namespace was pinned before, and complete
-		}
-		err := s.write()
-		if errors.Is(err, unix.EACCES) && o.User != nil {
-			err = asRootOf(o.User, s.write)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return o.write(slices.DeleteFunc(slices.Clone(settings), func(s setting) bool {
+		return s.flag&flags == 0 || s.ofLink() // its namespace was pinned before, and complete; or its turn comes with SetOfLinks
+	}))
 }
 
 func bindAll(from, dir string, names []string) error {

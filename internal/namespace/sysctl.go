@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -18,6 +19,45 @@ type setting struct {
 	key, value string
 	path       string // below /proc/sys
 	flag       int    // of its namespace
+}
+
+// ofLink says whether it belongs to a network interface that a new namespace does not have: only "all", "default" and "lo" are there
+// from the beginning.
+func (s setting) ofLink() bool {
+	parts := strings.Split(s.path, "/")
+	return len(parts) > 4 && parts[0] == "net" && (parts[2] == "conf" || parts[2] == "neigh") && !slices.Contains([]string{"all", "default", "lo"}, parts[3])
+}
+
+// SetOfLinks writes the sysctls of interfaces, once the pod has them. A name that does not exist by then is ErrSysctl.
+func SetOfLinks(dir string, o Options) error {
+	settings, err := o.settings()
+	if err != nil {
+		return err
+	}
+	settings = slices.DeleteFunc(settings, func(s setting) bool { return !s.ofLink() })
+	if len(settings) == 0 {
+		return nil
+	}
+	return OnThrowawayThread(func() error {
+		if err := enterNet(filepath.Join(dir, "net")); err != nil {
+			return err
+		}
+		return o.write(settings)
+	})
+}
+
+// write sets them for the calling thread.
+func (o Options) write(settings []setting) error {
+	for _, s := range settings {
+		err := s.write()
+		if errors.Is(err, unix.EACCES) && o.User != nil {
+			err = asRootOf(o.User, s.write)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settings checks the sysctls against the namespaces asked for. They are sorted, so that two pods alike become alike.
