@@ -124,6 +124,9 @@ func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix
 	}
 	h := *old
 	h.subnets = subnets
+	if err := h.checkOverlap(); err != nil {
+		return nil, err
+	}
 	err := bridgeEffect.Do(ctx, func() error {
 		if err := h.bringUpBridge(b.mtu(&h)); err != nil {
 			return err

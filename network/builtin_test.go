@@ -576,6 +576,37 @@ func TestBuiltinPodCIDROverlaps(t *testing.T) {
 	}
 }
 
+// A pod range where the machine has something else would give pods that nobody reaches.
+func TestBuiltinOverlap(t *testing.T) {
+	for name, c := range map[string]struct{ command, want string }{
+		"the same range":        {"ip addr add 10.211.43.7/24 dev up0", "address 10.211.43.7/24 of link up0"},
+		"a wider one":           {"ip addr add 10.211.50.7/16 dev up0", "address 10.211.50.7/16 of link up0"},
+		"one address":           {"ip addr add 10.211.43.77/32 dev up0", "address 10.211.43.77/32 of link up0"},
+		"IPv6":                  {"ip addr add fd00:211:43::7/64 dev up0 nodad", "fd00:211:43::7/64 of link up0"},
+		"a route":               {"ip route add 10.211.43.0/24 via 203.0.113.2", "route 10.211.43.0/24 of link up0"},
+		"a route to a part":     {"ip route add 10.211.43.128/25 dev up0", "route 10.211.43.128/25 of link up0"},
+		"the route of a tunnel": {"ip route add 10.0.0.0/8 via 203.0.113.2", ""},
+		"a neighbour":           {"ip addr add 10.211.44.7/24 dev up0", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.outside() // with a default route
+			w.run(w.host, strings.Fields(c.command)...)
+			b := w.builtin("10.211.43.0/24", "fd00:211:43::/64")
+			err := b.Ready()
+			if c.want == "" && err != nil {
+				t.Errorf("refused: %v", err)
+			}
+			if c.want != "" && (!errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "network.builtin.subnets")) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if c.want != "" && strings.Contains(w.run(w.host, "ip", "link"), "ektest0") {
+				t.Error("there is a bridge")
+			}
+		})
+	}
+}
+
 func TestBuiltinCheck(t *testing.T) {
 	w := newWorld(t)
 	b := w.builtin("10.211.42.0/24", "fd00:211:42::/64")
@@ -761,7 +792,7 @@ func TestBuiltinRefusesNonsense(t *testing.T) {
 		detach(t, b, c.pod)
 		w.expectPodGone(b, c.pod.ID)
 	}
-	wrong := &Builtin{Dir: t.TempDir(), Bridge: "lo", Table: "ektest2", NetNS: w.host, Subnets: b.Subnets}
+	wrong := &Builtin{Dir: t.TempDir(), Bridge: "lo", Table: "ektest2", NetNS: w.host, Subnets: []netip.Prefix{netip.MustParsePrefix("10.211.45.0/24")}}
 	if err := wrong.Ready(); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "cannot use lo as bridge") {
 		t.Errorf("lo as bridge: %v", err)
 	}
