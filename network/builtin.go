@@ -32,6 +32,7 @@ type Builtin struct {
 	Bridge  string         // "ek0" when empty
 	Table   string         // name of the nftables table, of family inet; "evenkeel" when empty
 	Subnets []netip.Prefix // at most one of each family, the primary one first; none: SetPodCIDR tells
+	Default []netip.Prefix // used without Subnets until SetPodCIDR tells
 	MTU     int            // 0: that of the interface with the default route
 	NetNS   string         // path of the network namespace that plays the host; "" is the daemon's own
 	Log     *slog.Logger

@@ -415,7 +415,7 @@ func (b *Builtin) warnOfDrop(h *host) {
 	}
 }
 
-// subnets are those of the configuration, or else of the kubelet, or else those remembered from an earlier start.
+// subnets are those of the configuration, or else of the kubelet, or else those remembered from an earlier start, or else the default.
 func (b *Builtin) subnets() ([]netip.Prefix, error) {
 	if len(b.Subnets) > 0 {
 		return checkSubnets(b.Subnets)
@@ -427,7 +427,10 @@ func (b *Builtin) subnets() ([]netip.Prefix, error) {
 		return learned, nil
 	}
 	cidr := readPodCIDR(b.Dir)
-	if cidr == "" {
+	switch {
+	case cidr == "" && len(b.Default) > 0:
+		return checkSubnets(b.Default)
+	case cidr == "":
 		return nil, fmt.Errorf("%w: no pod address range is known: configure one or let the kubelet send it", ErrNotReady)
 	}
 	return parseSubnets(cidr)

@@ -576,6 +576,43 @@ func TestBuiltinPodCIDROverlaps(t *testing.T) {
 	}
 }
 
+// Without a range of the configuration the default serves until the kubelet tells one, and pods of the default stay whole.
+func TestBuiltinDefaultRange(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin()
+	b.Default = []netip.Prefix{netip.MustParsePrefix("10.211.46.0/24")}
+	in := func(pod Pod, cidr string) netip.Addr {
+		t.Helper()
+		ip := attach(t, b, pod).IPs[0]
+		if !netip.MustParsePrefix(cidr).Contains(ip) {
+			t.Errorf("got %s, want one of %s", ip, cidr)
+		}
+		return ip
+	}
+	before := w.pod("before")
+	old := in(before, "10.211.46.0/24")
+	w.serve(before.NetNS, "before", "tcp", 80)
+	if err := b.SetPodCIDR("10.211.47.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	after := w.pod("after")
+	in(after, "10.211.47.0/24")
+	w.expect(w.host, "tcp", old.String()+":80", "before", "")
+	w.expect(after.NetNS, "tcp", old.String()+":80", "before", "")
+	if err := b.Check(t.Context(), before); err != nil {
+		t.Error(err)
+	}
+	restarted := &Builtin{Dir: b.Dir, Bridge: b.Bridge, Table: b.Table, NetNS: b.NetNS, Default: b.Default}
+	defer restarted.Close()
+	if subnets, err := restarted.subnets(); err != nil || subnets[0] != netip.MustParsePrefix("10.211.47.0/24") {
+		t.Errorf("after a restart: %v, %v", subnets, err)
+	}
+	restarted.Subnets = []netip.Prefix{netip.MustParsePrefix("10.211.48.0/24")}
+	if subnets, err := restarted.subnets(); err != nil || subnets[0] != restarted.Subnets[0] {
+		t.Errorf("the configuration's: %v, %v", subnets, err)
+	}
+}
+
 // A pod range where the machine has something else would give pods that nobody reaches.
 func TestBuiltinOverlap(t *testing.T) {
 	for name, c := range map[string]struct{ command, want string }{

@@ -80,7 +80,7 @@ func (c cniConfig) parse() (timeout, gc time.Duration, err error) {
 
 type builtinConfig struct {
 	Bridge  string         `toml:"bridge" comment:"empty: ek0, or a name of its own for an engine with another state directory"`
-	Subnets []netip.Prefix `toml:"subnets" comment:"the pod range, at most one IPv4 and one IPv6 prefix, the primary one first; empty: what the CRI client tells (UpdateRuntimeConfig)"`
+	Subnets []netip.Prefix `toml:"subnets" comment:"the pod range, at most one IPv4 and one IPv6 prefix, the primary one first; empty: what the CRI client tells (UpdateRuntimeConfig), and 10.199.0.0/16 until it does"`
 	MTU     int            `toml:"mtu" comment:"0: that of the interface with the default route"`
 }
 
@@ -153,7 +153,7 @@ func defaultConfig() config {
 		Version: 1, Root: "/var/lib/evenkeel", State: "/run/evenkeel", Listen: "unix:///run/evenkeel/evenkeel.sock", LogLevel: "info",
 		Network: networkConfig{
 			Mode: "auto", ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, CNI: cniConfig{Timeout: "1m", GC: "off"},
-			Builtin: builtinConfig{Subnets: []netip.Prefix{netip.MustParsePrefix("10.199.0.0/16")}},
+			Builtin: builtinConfig{Subnets: []netip.Prefix{}},
 		},
 		Images: imagesConfig{
 			HostsDir: "/etc/containerd/certs.d", AuthFiles: []string{"/var/lib/kubelet/config.json", "/root/.docker/config.json"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -245,11 +246,14 @@ func (e *engineParts) finishDeletions(ctx context.Context) {
 	}
 }
 
+// defaultSubnets is for nodes whose configuration and CRI client name no pod range.
+var defaultSubnets = []netip.Prefix{netip.MustParsePrefix("10.199.0.0/16")}
+
 func provider(c config, log *slog.Logger) network.Provider {
 	instance := instanceOf(c)
 	if c.Network.Mode == "builtin" {
 		b := c.Network.Builtin
-		return &network.Builtin{Dir: filepath.Join(c.Root, "network"), Bridge: instance.Bridge, Table: instance.NFTable, Subnets: b.Subnets, MTU: b.MTU, Log: log}
+		return &network.Builtin{Dir: filepath.Join(c.Root, "network"), Bridge: instance.Bridge, Table: instance.NFTable, Subnets: b.Subnets, Default: defaultSubnets, MTU: b.MTU, Log: log}
 	}
 	timeout, _, _ := c.Network.CNI.parse() // check has seen it
 	return &network.CNI{Dir: filepath.Join(c.Root, "network", "cni"), ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Timeout: timeout, Log: log}
