@@ -176,3 +176,21 @@ func TestTheStatusNamesTheImage(t *testing.T) {
 		t.Errorf("a record of an older release: %v", got)
 	}
 }
+
+func TestPortsThatLeadElsewhere(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"", "0.0.0.0", true}, {"::", "", true}, {"0.0.0.0", "::ffff:0.0.0.0", true}, {"", "", true}, {"10.0.0.1", "10.0.0.1", true},
+		{"0.0.0.0", "::", false}, {"10.0.0.1", "", false}, {"10.0.0.1", "10.0.0.2", false},
+	} {
+		err := checkPorts([]*cri.PortMapping{{HostIp: c.a, HostPort: 80, ContainerPort: 1}, {HostIp: c.b, HostPort: 80, ContainerPort: 2}})
+		if errors.Is(err, ErrInvalid) != c.same || c.same && !strings.Contains(err.Error(), "port_mappings[1].host_port 80 leads elsewhere in config.port_mappings[0]") {
+			t.Errorf("%q and %q: %v", c.a, c.b, err)
+		}
+		if err := checkPorts([]*cri.PortMapping{{HostIp: c.a, HostPort: 80, ContainerPort: 1}, {HostIp: c.b, HostPort: 80, ContainerPort: 1}}); err != nil {
+			t.Errorf("%q and %q to one port: %v", c.a, c.b, err)
+		}
+	}
+}

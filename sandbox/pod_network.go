@@ -71,12 +71,11 @@ func hostPorts(mappings []*cri.PortMapping) []network.Port {
 }
 
 func checkPorts(mappings []*cri.PortMapping) error {
-	taken := map[string]int{}
+	taken := portsTaken{}
 	for i, m := range mappings {
 		field := fmt.Sprintf("config.port_mappings[%d]", i)
 		ip, err := netip.ParseAddr(m.GetHostIp())
-		key := fmt.Sprint(m.GetProtocol(), ip.Unmap(), m.GetHostPort())
-		first, again := taken[key]
+		first, again := taken.find(m, ip)
 		switch {
 		case m.GetHostIp() != "" && err != nil:
 			return fmt.Errorf("%s.host_ip %q is not an IP address: %w", field, m.GetHostIp(), ErrInvalid)
@@ -91,9 +90,40 @@ func checkPorts(mappings []*cri.PortMapping) error {
 		case again && mappings[first].GetContainerPort() != m.GetContainerPort():
 			return fmt.Errorf("%s.host_port %d leads elsewhere in config.port_mappings[%d] already: %w", field, m.GetHostPort(), first, ErrInvalid)
 		}
-		taken[key] = i
+		taken.add(m, ip, i)
 	}
 	return nil
+}
+
+// portsTaken knows the mappings that have a port already, by protocol, address and port. No address means every one of both families,
+// and 0.0.0.0 and :: every one of theirs: to the kernel they are one key.
+type portsTaken map[string]int
+
+func (t portsTaken) find(m *cri.PortMapping, ip netip.Addr) (first int, again bool) {
+	for _, key := range portKeys(m, ip) {
+		if first, again = t[key]; again {
+			return first, true
+		}
+	}
+	return 0, false
+}
+
+func (t portsTaken) add(m *cri.PortMapping, ip netip.Addr, i int) {
+	for _, key := range portKeys(m, ip) {
+		t[key] = i
+	}
+}
+
+func portKeys(m *cri.PortMapping, ip netip.Addr) []string {
+	addrs := []netip.Addr{ip.Unmap().WithZone("")}
+	if !ip.IsValid() {
+		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
+	var keys []string
+	for _, addr := range addrs {
+		keys = append(keys, fmt.Sprint(m.GetProtocol(), addr, m.GetHostPort()))
+	}
+	return keys
 }
 
 // checkNetworkAnnotations leaves those alone that nobody will read: a pod on the node's network has none of its own.
