@@ -182,6 +182,39 @@ func TestSilentShimKeepsNobodyAlive(t *testing.T) {
 	n.removePod(pod)
 }
 
+// TestStopMeetsStart: who asks for a container's end while it is being started gets it, within the grace period.
+func TestStopMeetsStart(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("meeting")
+	pod := n.runPod(cfg)
+	joined, ended := n.create(pod, cfg, engine.Sleeper("joined", busybox)), n.create(pod, cfg, engine.Sleeper("ended", busybox))
+	shim := n.shim(pod)
+	t.Cleanup(func() { syscall.Kill(shim, syscall.SIGCONT) })
+	for id, wakes := range map[string]time.Duration{joined: time.Second, ended: 20 * time.Second} {
+		must(t, syscall.Kill(shim, syscall.SIGSTOP))
+		started := make(chan error, 1)
+		go func() {
+			_, err := n.Runtime.StartContainer(n.ctx(), &cri.StartContainerRequest{ContainerId: id})
+			started <- err
+		}()
+		time.Sleep(200 * time.Millisecond) // the start waits for the shim
+		wake := time.AfterFunc(wakes, func() { syscall.Kill(shim, syscall.SIGCONT) })
+		grace := int64(wakes/time.Second) + 2
+		if id == ended {
+			grace = 1
+		}
+		n.stop(id, grace)
+		if s := n.status(id); s.State != cri.ContainerState_CONTAINER_EXITED {
+			t.Errorf("after a stop with %d s of grace the container is %s", grace, s.State)
+		}
+		if err := <-started; (err == nil) != (id == joined) {
+			t.Errorf("the start under a stop with %d s of grace: %v", grace, err)
+		}
+		wake.Stop()
+		must(t, syscall.Kill(shim, syscall.SIGCONT))
+	}
+}
+
 // TestLateExitFileIsNobodys: a shim that was silent tells of an end that is on record already. Leftovers are looked for at the end.
 func TestLateExitFileIsNobodys(t *testing.T) {
 	if testing.Short() {

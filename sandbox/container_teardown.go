@@ -39,10 +39,14 @@ func (c *container) stop(ctx context.Context, timeout time.Duration) error {
 	if err := c.built.wait(ctx); err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	grace := time.Now().Add(timeout)
+	if err := c.awaitStart(ctx, grace); err != nil {
+		return err
+	}
 	if state := c.state(); state != cri.ContainerState_CONTAINER_RUNNING && state != cri.ContainerState_CONTAINER_UNKNOWN {
 		return nil
 	}
-	if timeout > 0 && !c.silent.Load() {
+	if timeout = time.Until(grace); timeout > 0 && !c.silent.Load() {
 		if err := c.ask(ctx, timeout); err != nil {
 			return err
 		}
@@ -57,6 +61,22 @@ func (c *container) stop(ctx context.Context, timeout time.Duration) error {
 		return c.release(work)
 	})
 	return killed.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c.inTheWay)
+}
+
+// awaitStart returns when no start is under way: what is being started runs in a moment, and whoever asks for its end means that.
+// A start that outlasts the grace period is ended.
+func (c *container) awaitStart(ctx context.Context, grace time.Time) error {
+	start := c.starting.Load()
+	if start == nil {
+		return nil
+	}
+	polite, end := context.WithDeadline(ctx, grace)
+	defer end()
+	if err := start.wait(polite); err == nil || ctx.Err() != nil {
+		return err
+	}
+	c.unwant(errContainerStopped)
+	return start.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c.inTheWay)
 }
 
 // ask sends the stop signal and waits for the end of the process, at most timeout. A shim that is silent uses up that time, too.
