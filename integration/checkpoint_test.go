@@ -208,6 +208,48 @@ func TestCheckpointThatIsTooSlow(t *testing.T) {
 	n.noCheckpointLeft(id, location)
 }
 
+// A CRIU that never ends keeps nobody alive: who asks for the end of its container, or of the pod, waits some seconds for it, and the
+// container is asked politely all the same. So it is when the engine was started anew meanwhile.
+func TestStopDuringACheckpoint(t *testing.T) {
+	n := prepareNode(t, "builtin")
+	begun := filepath.Join(t.TempDir(), "begun")
+	n.Env = []string{pathWith(playCRIU(t, "touch "+begun+"; while :; do sleep 0.1; done"))}
+	must(t, n.Start())
+	ref := n.pull(countingImage(t))
+	cfg := n.Pod("p")
+	pod := n.runPod(cfg)
+	dumping := func(name string) (string, chan error) {
+		id := n.run(pod, cfg, counter(name, ref))
+		n.goesOn(n.rootfs(id))
+		answer, location := make(chan error, 1), filepath.Join(t.TempDir(), "ck.tar")
+		go func() { answer <- n.checkpoint(id, location) }()
+		n.eventually(20*time.Second, func() error { return os.Remove(begun) })
+		return id, answer
+	}
+	within := func(limit time.Duration, act func()) {
+		t.Helper()
+		asked := time.Now()
+		act()
+		if took := time.Since(asked); took > limit {
+			t.Errorf("it took %s", took)
+		}
+	}
+	id, answer := dumping("asked")
+	within(10*time.Second, func() { n.stop(id, 30) })
+	if s := n.status(id); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode != 0 {
+		t.Errorf("the container that was asked to end: %v", s)
+	}
+	refused(t, <-answer, codes.Unknown, id, "stopped meanwhile")
+	id, _ = dumping("orphaned")
+	must(t, n.Restart(n.Env...))
+	within(10*time.Second, func() { n.remove(id) })
+	_, answer = dumping("killed")
+	within(10*time.Second, func() { n.removePod(pod) })
+	if err := <-answer; err == nil {
+		t.Error("a checkpoint was made")
+	}
+}
+
 // The engine dies while CRIU is at work. The next one waits for that CRIU, and lets the container go on.
 func TestCheckpointThatLosesItsEngine(t *testing.T) {
 	n := prepareNode(t, "builtin")

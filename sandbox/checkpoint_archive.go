@@ -31,9 +31,14 @@ const (
 func (c *container) dump(ctx context.Context, dir string) error {
 	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), dumpLimit, fmt.Errorf("CRIU is not done after %s: %w", dumpLimit, ErrTimeout))
 	defer stop()
+	ctx, end := c.whileWanted(ctx, dumpPatience)
+	defer end()
 	err := c.runtime().Checkpoint(ctx, c.id, runc.CheckpointOptions{Images: filepath.Join(dir, checkpointImages), Work: dir})
 	if err == nil {
 		return nil
+	}
+	if c.wanted.Err() != nil {
+		return context.Cause(c.wanted)
 	}
 	if reasons := criuErrors(filepath.Join(dir, checkpointLog)); reasons != "" {
 		return fmt.Errorf("CRIU failed: %s%s: %w", reasons, criuHint(reasons), err)

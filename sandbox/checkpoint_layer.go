@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"archive/tar"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -29,8 +31,21 @@ type layerDiff struct {
 	uid, gid int // of the container's root on the node
 }
 
+// writerUntil fails once ctx has ended: a layer can be large, and the container stands still meanwhile.
+type writerUntil struct {
+	ctx context.Context
+	io.Writer
+}
+
+func (w writerUntil) Write(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.Writer.Write(p)
+}
+
 // dumpLayer writes the two files of the checkpoint that say so.
-func (c *container) dumpLayer(dir string) error {
+func (c *container) dumpLayer(ctx context.Context, dir string) error {
 	upper, err := os.OpenRoot(filepath.Join(c.containerRoot(c.id), "upper"))
 	if err != nil {
 		return err
@@ -41,7 +56,7 @@ func (c *container) dumpLayer(dir string) error {
 		return err
 	}
 	defer f.Close()
-	d := layerDiff{upper: upper, out: tar.NewWriter(f), linked: map[uint64]string{}}
+	d := layerDiff{upper: upper, out: tar.NewWriter(writerUntil{ctx, f}), linked: map[uint64]string{}}
 	for _, l := range c.facts().Layers {
 		d.lower = append(d.lower, l.Dir)
 	}

@@ -33,7 +33,9 @@ type container struct {
 	heard              heard // by plugins; guarded by turn
 
 	starting atomic.Pointer[result] // the start that is under way, or was
-	ended    chan struct{}          // closed once FinishedAt is recorded
+	killed   chan struct{}          // closed when SIGKILL is sent
+	killOnce sync.Once
+	ended    chan struct{} // closed once FinishedAt is recorded
 	endOnce  sync.Once
 	usage    usageCache
 	encoding atomic.Pointer[encoding[containerRecord]] // for lists
@@ -42,7 +44,8 @@ type container struct {
 
 func (p *Pods) newContainer(r containerRecord) *container {
 	c := &container{
-		Pods: p, id: r.ID, podID: r.PodID, writing: newTurn(), turn: newTurn(), built: newResult(), ended: make(chan struct{}),
+		Pods: p, id: r.ID, podID: r.PodID, writing: newTurn(), turn: newTurn(), built: newResult(),
+		killed: make(chan struct{}), ended: make(chan struct{}),
 	}
 	c.wanted, c.unwant = context.WithCancelCause(context.Background())
 	c.turn.hold() // the build's, until it ends
@@ -55,6 +58,7 @@ func (p *Pods) newContainer(r containerRecord) *container {
 }
 
 func (c *container) facts() *containerRecord { return c.record.Load() }
+func (c *container) markKilled()             { c.killOnce.Do(func() { close(c.killed) }) }
 func (c *container) markEnded()              { c.endOnce.Do(func() { close(c.ended) }) }
 
 // note writes what has happened, or is about to, before anybody can read it. What cannot be written does not count.

@@ -35,6 +35,8 @@ const (
 	// dumpLimit is when CRIU is given up. It is no part of a request's time: a CRIU that is killed can leave the processes
 	// broken that it is reading, so one that is merely too slow is left to finish, and its work thrown away.
 	dumpLimit = 20 * time.Minute
+	// dumpPatience is what it gets once somebody asks for the container's end: nobody needs the processes then.
+	dumpPatience = 3 * time.Second
 )
 
 // Checkpoint writes the memory and the files of a running container into an archive at location, which must not exist,
@@ -86,10 +88,12 @@ func (c *container) checkpoint(ctx context.Context, location string) error {
 	done := newResult()
 	go func() { // a CRIU that is too slow for the caller must come to its end before anybody else touches the container
 		defer c.turn.give()
-		err := c.capture(ctx, location)
+		wanted, enough := c.whileWanted(ctx, 0)
+		defer enough()
+		err := c.capture(wanted, location)
 		undo, end := undoing(ctx)
 		defer end()
-		done.end(errors.Join(err, c.endCheckpoint(undo, 0)))
+		done.end(errors.Join(err, c.endCheckpoint(undo)))
 	}()
 	return done.wait(ctx)
 }
@@ -129,7 +133,7 @@ func (c *container) capture(ctx context.Context, location string) error {
 	if c.gone || c.state() != cri.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("it has ended: %w", ErrState)
 	}
-	if err := c.endCheckpoint(ctx, 0); err != nil { // one that could not be undone
+	if err := c.endCheckpoint(ctx); err != nil { // one that could not be undone
 		return err
 	}
 	dir := c.checkpointDir()
@@ -140,7 +144,7 @@ func (c *container) capture(ctx context.Context, location string) error {
 		{checkpointBegin, func(context.Context) error { return os.Mkdir(dir, 0o700) }},
 		{checkpointPause, c.freeze},
 		{checkpointDump, func(ctx context.Context) error { return c.dump(ctx, dir) }},
-		{checkpointLayer, func(context.Context) error { return c.dumpLayer(dir) }},
+		{checkpointLayer, func(ctx context.Context) error { return c.dumpLayer(ctx, dir) }},
 		{checkpointResume, c.thaw},
 		{checkpointWrite, func(ctx context.Context) error { return c.writeCheckpoint(ctx, dir, location) }},
 	}
@@ -199,19 +203,15 @@ func (c *container) thaw(ctx context.Context) error {
 }
 
 // endCheckpoint brings the container back to where it was before a checkpoint. A nil error means that it is not frozen and
-// that nothing of the checkpoint is left but a finished archive.
-//
-// A CRIU whose engine has died goes on, and leaves the container as frozen as it found it. It gets as long as patience to
-// do so. It is known by its working directory.
-func (c *container) endCheckpoint(ctx context.Context, patience time.Duration) error {
+// that nothing of the checkpoint is left but a finished archive. A CRIU is known by its working directory.
+func (c *container) endCheckpoint(ctx context.Context) error {
 	if !c.inCheckpoint() {
 		return nil
 	}
 	dir := c.checkpointDir()
 	err := checkpointEnd.Do(ctx, func() error {
-		deadline := time.Now().Add(patience)
 		for _, pid := range workingIn(dir) {
-			endWithin(pid, time.Until(deadline))
+			endProcess(pid)
 		}
 		if err := c.thaw(ctx); err != nil {
 			return err
@@ -224,13 +224,20 @@ func (c *container) endCheckpoint(ctx context.Context, patience time.Duration) e
 	return nil
 }
 
-// recoverCheckpoint leaves half of its time to a CRIU that is still at work, and the rest to undoing.
+// recoverCheckpoint leaves half of its time to a CRIU whose engine has died, which goes on and leaves the container as frozen as it
+// found it, and the rest to undoing.
 func (c *container) recoverCheckpoint(ctx context.Context) error {
 	if err := c.turn.take(ctx); err != nil {
 		return err
 	}
 	defer c.turn.give()
-	return c.endCheckpoint(ctx, teardownLimit/2)
+	wanted, end := c.whileWanted(ctx, dumpPatience)
+	defer end()
+	deadline := time.Now().Add(teardownLimit / 2)
+	for len(workingIn(c.checkpointDir())) > 0 && wanted.Err() == nil && time.Now().Before(deadline) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	return c.endCheckpoint(ctx)
 }
 
 // workingIn lists the processes whose working directory is dir.
@@ -245,26 +252,13 @@ func workingIn(dir string) (pids []int) {
 	return pids
 }
 
-// endWithin waits for the end of a process, and kills it when patience has run out.
-func endWithin(pid int, patience time.Duration) {
+// endProcess kills a process and waits for its end.
+func endProcess(pid int) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
-	if !awaitPidfd(fd, patience) {
-		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-		awaitPidfd(fd, exitPatience)
-	}
-}
-
-func awaitPidfd(fd int, patience time.Duration) (ended bool) {
-	deadline := time.Now().Add(patience)
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(max(0, time.Until(deadline)).Milliseconds()))
-		if !errors.Is(err, unix.EINTR) {
-			return n > 0
-		}
-	}
+	unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	waitPidfd(fd, exitPatience)
 }

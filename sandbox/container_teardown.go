@@ -46,6 +46,7 @@ func (c *container) stop(ctx context.Context, timeout time.Duration) error {
 	if state := c.state(); state != cri.ContainerState_CONTAINER_RUNNING && state != cri.ContainerState_CONTAINER_UNKNOWN {
 		return nil
 	}
+	c.unwant(errContainerStopped) // a checkpoint has the processes stand still: none could end as it is asked to
 	if timeout = time.Until(grace); timeout > 0 && !c.silent.Load() {
 		if err := c.ask(ctx, timeout); err != nil {
 			return err
@@ -161,12 +162,14 @@ func (c *container) freeLayers(ctx context.Context) {
 // they need to die; what comes after them has a limit.
 func (c *container) release(ctx context.Context) error {
 	if c.gone || c.facts().Released {
+		c.markKilled()
 		c.settle(ctx)                     // it may be on record in memory only
 		return os.RemoveAll(c.stateDir()) // a shim that was silent writes its exit file late, and makes the directory for it
 	}
-	if err := c.endCheckpoint(ctx, 0); err != nil { // cgroup v1 kills nothing that is frozen
+	if err := c.endCheckpoint(ctx); err != nil { // cgroup v1 kills nothing that is frozen
 		return err
 	}
+	c.markKilled()
 	kill := undo{containerKill, func(ctx context.Context) error { return c.Cgroups.Kill(ctx, c.facts().Cgroup) }}
 	killed := undoAll(context.WithoutCancel(ctx), kill)
 	ctx, end := undoing(ctx)

@@ -117,9 +117,10 @@ func (p *pod) teardown(ctx context.Context) error {
 // what was made, and a nil error means that nothing is left. The processes have all the time they need to die; what
 // comes after them has a limit.
 func (p *pod) release(ctx context.Context) error {
-	early := time.AfterFunc(endPatience, func() { p.detachEarly(ctx) })
+	over := make(chan struct{})
+	go p.detachEarly(ctx, over)
 	dead := errors.Join(p.releaseContainers(ctx), undoAll(context.WithoutCancel(ctx), undo{podKillInit, p.killInit}))
-	early.Stop()
+	close(over)
 	ctx, end := undoing(ctx)
 	defer end()
 	p.tellPlugins(ctx, PodStopped)
@@ -134,8 +135,20 @@ func (p *pod) release(ctx context.Context) error {
 }
 
 // detachEarly gives addresses and host ports back while processes that were killed wait in the kernel. They will never run
-// again, and the pod that replaces this one can need its host ports.
-func (p *pod) detachEarly(ctx context.Context) {
+// again, and the pod that replaces this one can need its host ports. One that waits for its turn to be killed runs, with its network.
+func (p *pod) detachEarly(ctx context.Context, over <-chan struct{}) {
+	for _, c := range p.index.allContainers(p.id) {
+		select {
+		case <-c.killed:
+		case <-over:
+			return
+		}
+	}
+	select {
+	case <-time.After(endPatience):
+	case <-over:
+		return
+	}
 	ctx, end := undoing(ctx)
 	defer end()
 	if err := podDetach.Do(ctx, func() error { return p.detach(ctx) }); err != nil {
