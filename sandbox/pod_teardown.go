@@ -178,18 +178,26 @@ func (p *pod) killInit(ctx context.Context) error {
 }
 
 // endShim leaves no shim of this pod. One that does not answer is killed: somebody asked for the end of the pod, and
-// everything the shim had to tell is in the exit files.
+// everything the shim had to tell is in the exit files. One that was silent and has just woken has yet to reap what was killed, and
+// refuses until then.
 func (p *pod) endShim(ctx context.Context) error {
 	asked, end := context.WithTimeout(ctx, shimPatience)
 	defer end()
-	err := p.shim().Shutdown(asked)
-	if err == nil || errors.Is(err, shim.ErrGone) {
-		return p.killShim()
+	var refusal error
+	for rest := time.Millisecond; ; rest = min(2*rest, 100*time.Millisecond) {
+		err := p.shim().Shutdown(asked)
+		switch {
+		case err == nil || errors.Is(err, shim.ErrGone) || asked.Err() != nil && refusal == nil:
+			return p.killShim()
+		case asked.Err() != nil:
+			return fmt.Errorf("the shim of pod %s refuses to end: %w", p.id, refusal)
+		}
+		refusal = err
+		select {
+		case <-time.After(rest):
+		case <-asked.Done():
+		}
 	}
-	if asked.Err() == nil {
-		return fmt.Errorf("the shim of pod %s refuses to end: %w", p.id, err)
-	}
-	return p.killShim()
 }
 
 // shimPatience is how long a shim may take to answer where an answer is not needed.
