@@ -42,8 +42,9 @@ type pod struct {
 	writing            turn // held while the record is written
 	turn               turn // held by build, stop and remove
 	built              *result
-	cancel             context.CancelCauseFunc // ends the build
-	silent             atomic.Bool             // the shim lives but does not answer
+	wanted             context.Context // ends when somebody asks for the pod's end
+	unwant             context.CancelCauseFunc
+	silent             atomic.Bool // the shim lives but does not answer
 	cpu                cpuRate
 	stuck              atomic.Bool // a teardown failed
 	stopping, removing ending
@@ -58,7 +59,8 @@ func (p *Pods) newPod(r podRecord) *pod {
 	if r.Cgroup == "" {
 		r.Cgroup, r.Scopes = path.Join(p.cgroupParent(r.Config.Message), r.ID), p.Scopes
 	}
-	pod := &pod{Pods: p, id: r.ID, writing: newTurn(), turn: newTurn(), built: newResult(), cancel: func(error) {}}
+	pod := &pod{Pods: p, id: r.ID, writing: newTurn(), turn: newTurn(), built: newResult()}
+	pod.wanted, pod.unwant = context.WithCancelCause(context.Background())
 	pod.turn.hold() // the build's, until it ends
 	pod.timeline.past, r.Timeline = r.Timeline, nil
 	pod.record.Store(&r)
@@ -97,10 +99,19 @@ func (p *pod) amend(ctx context.Context, e effect.Effect, change func(*podRecord
 	return err
 }
 
+// whileWanted ends with ctx, or when somebody has asked for the pod's end.
+func (p *pod) whileWanted(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.wanted, func() { cancel(context.Cause(p.wanted)) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
 // build makes the pod, or leaves nothing of it.
 func (p *pod) build(ctx context.Context) {
 	ctx, stop := context.WithTimeoutCause(ctx, podBuildLimit, fmt.Errorf("pod %s is not up after %s", p.id, podBuildLimit))
 	defer stop()
+	ctx, end := p.whileWanted(ctx)
+	defer end()
 	ctx, told := p.timeline.begin(ctx, "RunPodSandbox", podReady)
 	err := p.make(ctx)
 	if err != nil {

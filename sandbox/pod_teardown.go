@@ -38,7 +38,7 @@ func (p *pod) stop(ctx context.Context) error {
 }
 
 func (p *pod) beginStop(ctx context.Context) *result {
-	p.cancel(errStopped)
+	p.unwant(errStopped)
 	return p.stopping.join(func() error {
 		return p.timeline.during(context.WithoutCancel(ctx), "StopPodSandbox", podStopped, func(ctx context.Context) error {
 			p.turn.hold()
@@ -72,7 +72,7 @@ func (p *pod) remove(ctx context.Context) error {
 }
 
 func (p *pod) beginRemove(ctx context.Context) *result {
-	p.cancel(errStopped)
+	p.unwant(errStopped)
 	return p.removing.join(func() error {
 		return p.timeline.during(context.WithoutCancel(ctx), "RemovePodSandbox", podErase, func(ctx context.Context) error {
 			p.turn.hold()

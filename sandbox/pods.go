@@ -139,13 +139,10 @@ func (p *Pods) claimPod(ctx context.Context, cfg *cri.PodSandboxConfig, handler 
 		ID: newID(), BootID: p.BootID, Handler: handler, CreatedAt: time.Now(),
 		Config: document[*cri.PodSandboxConfig]{cfg},
 	})
-	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	fresh.cancel = cancel
 	if old := p.index.claimPod(fresh); old != nil {
-		cancel(nil)
 		return old, old.built.ended()
 	}
-	go fresh.build(work)
+	go fresh.build(context.WithoutCancel(ctx))
 	return fresh, false
 }
 

@@ -27,6 +27,7 @@ var bans = []ban{
 			"network/cni_status.go":         "Ready is asked without a request, under a limit of its own",
 			"sandbox/container.go":          "a container is wanted until somebody asks for its end, whoever asked for it",
 			"sandbox/container_teardown.go": "a container is watched for as long as it lives",
+			"sandbox/pod.go":                "a pod is wanted until somebody asks for its end, whoever asked for it",
 			"sandbox/watch.go":              "a shim is watched for as long as it lives",
 		}},
 	{Package: "time", Names: []string{"Tick", "NewTicker"},
