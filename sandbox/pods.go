@@ -87,7 +87,7 @@ type Pods struct {
 	projects bool
 	claiming sync.Mutex // guards the choice of a project that no container has
 	swept    atomic.Uint64
-	// quarantine holds the ids of unreadable records: nothing they might own may be touched. Written by Open only.
+	// quarantine holds the ids of records that cannot be used: nothing they might own may be touched. Written by Open only.
 	quarantine  map[string]bool
 	quarantined []string // their directories
 }

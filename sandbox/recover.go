@@ -47,7 +47,9 @@ func (p *Pods) loadRecords() error {
 		pod := p.newPod(r)
 		pod.built = finished()
 		pod.turn.give()
-		p.index.claimPod(pod)
+		if first := p.index.claimPod(pod); first != nil {
+			return fmt.Errorf("it is another record of pod %s, as %s is: %w", keyOfPod(r.Config.Message.GetMetadata()), first.id, errTwin)
+		}
 		return nil
 	})
 	if err != nil {
@@ -61,10 +63,15 @@ func (p *Pods) loadRecords() error {
 		c := p.newContainer(r)
 		c.built = finished()
 		c.turn.give()
-		p.index.claimContainer(c)
+		if first := p.index.claimContainer(c); first != nil {
+			return fmt.Errorf("it is another record of a container of pod %s, as %s is: %w", r.PodID, first.id, errTwin)
+		}
 		return nil
 	})
 }
+
+// errTwin is a record of what another record stands for. Which of the two tells the truth is not known, and both can own processes.
+var errTwin = errors.New("two records have one key")
 
 // bootFile says in which boot of the machine the engine was last started.
 func (p *Pods) bootFile() string { return filepath.Join(p.Root, "boot") }
@@ -87,8 +94,8 @@ func (p *Pods) noteBoot() error {
 	return nil
 }
 
-// loadEach reads every record directory below dir. An unreadable record puts its id into quarantine: it is reported,
-// and nothing that it might own is touched. A directory without a record was never more than an intention, and so is
+// loadEach reads every record directory below dir. An unreadable record, or the second of one key, puts its id into quarantine: it is
+// reported, and nothing that it might own is touched. A directory without a record was never more than an intention, and so is
 // a record that the end of the last boot tore: what it described is dead, and the sweep releases what it held.
 func (p *Pods) loadEach(dir string, load func(string) error) error {
 	rebooted := p.rebooted()
@@ -105,7 +112,7 @@ func (p *Pods) loadEach(dir string, load func(string) error) error {
 				return err
 			}
 		case err != nil:
-			p.Log.Error("set aside a record that cannot be read; nothing of this id will be touched until its directory is removed by hand", "dir", path, "error", err)
+			p.Log.Error("set aside a record that cannot be used; nothing of this id will be touched until its directory is removed by hand", "dir", path, "error", err)
 			p.quarantine[entry.Name()] = true
 			p.quarantined = append(p.quarantined, path)
 		}
