@@ -215,6 +215,42 @@ func TestStopMeetsStart(t *testing.T) {
 	}
 }
 
+// TestStartOutlivesItsEngine: the next engine learns how a start has ended that was under way when the last one died.
+func TestStartOutlivesItsEngine(t *testing.T) {
+	n := prepareNode(t, "builtin")
+	slow, begun, outcome := filepath.Join(n.Base, "slow"), filepath.Join(n.Base, "begun"), filepath.Join(n.Base, "outcome")
+	must(t, os.WriteFile(slow, []byte(fmt.Sprintf("#!/bin/sh\nfor a; do if [ \"$a\" = start ]; then touch %s; while ! [ -e %s ]; do sleep 0.05; done; . %s; fi; done\nexec %s \"$@\"\n",
+		begun, outcome, outcome, filepath.Join(n.Bin, "runc"))), 0o755))
+	n.Config = fmt.Sprintf("[runtimes.slow]\npath = %q\n", slow)
+	must(t, n.Start())
+	n.pull(busybox)
+	cfg := n.Pod("slow")
+	r, err := n.Runtime.RunPodSandbox(n.ctx(), &cri.RunPodSandboxRequest{Config: cfg, RuntimeHandler: "slow"})
+	must(t, err)
+	for _, c := range []struct {
+		name, outcome string
+		state         cri.ContainerState
+		reason        string
+	}{
+		{"fails", "echo not today >&2; exit 1", cri.ContainerState_CONTAINER_EXITED, "StartError"},
+		{"succeeds", "", cri.ContainerState_CONTAINER_RUNNING, ""},
+	} {
+		id := n.create(r.PodSandboxId, cfg, engine.Sleeper(c.name, busybox))
+		go n.Runtime.StartContainer(n.ctx(), &cri.StartContainerRequest{ContainerId: id})
+		n.eventually(10*time.Second, func() error { return os.Remove(begun) })
+		must(t, n.Kill())
+		must(t, n.Start())
+		if s := n.status(id); s.State != cri.ContainerState_CONTAINER_CREATED {
+			t.Errorf("a container that is being started is %s", s.State)
+		}
+		must(t, os.WriteFile(outcome, []byte(c.outcome+"\n"), 0o600))
+		if s := n.awaitState(id, c.state); s.Reason != c.reason {
+			t.Errorf("the container whose start %s: %v", c.name, s)
+		}
+		must(t, os.Remove(outcome))
+	}
+}
+
 // TestLateExitFileIsNobodys: a shim that was silent tells of an end that is on record already. Leftovers are looked for at the end.
 func TestLateExitFileIsNobodys(t *testing.T) {
 	if testing.Short() {

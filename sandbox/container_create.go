@@ -377,6 +377,11 @@ func (c *container) start(ctx context.Context) error {
 	if err := c.askPlugins(ctx, ContainerStart); err != nil {
 		return c.failStart(ctx, 128, err)
 	}
+	return c.finishStart(ctx)
+}
+
+// finishStart runs what plugins have allowed to run.
+func (c *container) finishStart(ctx context.Context) error {
 	startedAt, err := c.startInShim(ctx)
 	if err != nil {
 		return c.failStart(ctx, 128, err)
@@ -384,6 +389,17 @@ func (c *container) start(ctx context.Context) error {
 	c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = startedAt })
 	c.tellPlugins(ctx, ContainerStarted)
 	return nil
+}
+
+// joinStart takes over a start that was under way in the shim when the engine died which had asked for it.
+func (c *container) joinStart(ctx context.Context, begun *result) error {
+	c.turn.hold()
+	defer c.turn.give()
+	defer begun.end(nil)
+	if r := c.facts(); c.gone || r.Doomed || !r.FinishedAt.IsZero() {
+		return nil
+	}
+	return c.timeline.during(ctx, "StartContainer", containerStarted, c.finishStart)
 }
 
 // startInShim waits as long as it takes, unless somebody waits for the turn to end the container: the shim can be silent, and

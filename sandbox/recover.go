@@ -284,10 +284,14 @@ func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool)
 		c.finish(ctx, c.lastExit())
 		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
 	default:
-		if r.StartedAt.IsZero() && !s.StartedAt.IsZero() {
+		if r.StartedAt.IsZero() && s.Starting {
+			begun := newResult()
+			c.starting.Store(begun)
+			c.inBackground(ctx, "start a container whose start was under way", c.id, func(ctx context.Context) error { return c.joinStart(ctx, begun) })
+		} else if r.StartedAt.IsZero() && !s.StartedAt.IsZero() {
 			c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = s.StartedAt })
 		}
-		if s.Exit != nil {
+		if s.Exit != nil && !s.Starting {
 			c.finish(ctx, *s.Exit)
 		}
 		if c.inCheckpoint() {

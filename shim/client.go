@@ -48,6 +48,7 @@ type ContainerState struct {
 	ID        string
 	Process   Process
 	StartedAt time.Time // zero until started
+	Starting  bool      `json:",omitempty"` // a start is under way, and began at StartedAt: it may fail yet
 	Exit      *Exit     // nil while it lives
 	LogBytes  uint64    // written to its log, notices included
 	LogLost   uint64    // bytes of log that were dropped

@@ -49,6 +49,15 @@ type attempt struct {
 	err  error
 }
 
+func (a *attempt) over() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
 func (s *server) create(ctx context.Context, r *CreateRequest) (*Process, error) {
 	if r == nil || r.ID == "" {
 		return nil, errors.New("cannot create a container without an id")
@@ -276,6 +285,7 @@ func (c *container) state() ContainerState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	state := ContainerState{ID: c.request.ID, Process: c.process, StartedAt: c.startedAt, Exit: c.exit, Runtime: c.runtime}
+	state.Starting = c.starting != nil && !c.starting.over()
 	if log := c.stdio.log; log != nil {
 		state.LogBytes, state.LogLost = log.bytes.Load(), log.dropped.Load()
 	}
