@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -209,12 +210,13 @@ func (p *pod) killShim() error {
 	if p.facts().BootID != p.BootID {
 		return nil
 	}
-	process := p.facts().Shim
+	process, recorded := p.facts().Shim, true
 	if process.PID == 0 {
 		var err error
 		if process, err = shim.ReadProcess(p.podState(p.id)); err != nil {
 			return nil // it never came to life, or has ended in order
 		}
+		recorded = false
 	}
 	fd, err := process.Pin()
 	if errors.Is(err, os.ErrProcessDone) {
@@ -223,10 +225,31 @@ func (p *pod) killShim() error {
 		return fmt.Errorf("cannot end the shim: %w", err)
 	}
 	defer unix.Close(fd)
+	if !recorded {
+		if ours, err := worksIn(process.PID, p.podState(p.id)); err != nil || !ours {
+			return err
+		}
+	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("cannot kill shim %d: %w", process.PID, err)
 	}
 	return waitPidfd(fd, shimPatience)
+}
+
+// worksIn tells whether dir is the working directory of a process, as that of its pod is a shim's. A file with a pid can be of
+// another boot, where the state directory outlives one, and name anybody.
+func worksIn(pid int, dir string) (bool, error) {
+	here, err := os.Stat(dir)
+	if err != nil {
+		return false, fmt.Errorf("cannot tell whose shim process %d is: %w", pid, err)
+	}
+	there, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) { // it has ended, or is about to
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("cannot tell whose shim process %d is: %w", pid, err)
+	}
+	return os.SameFile(here, there), nil
 }
 
 func (p *pod) detach(ctx context.Context) error {

@@ -97,7 +97,7 @@ func (p *Pods) freeContainerState(ctx context.Context, id string) error {
 }
 
 func (p *Pods) freePodState(ctx context.Context, id string) error {
-	pod := p.newPod(podRecord{ID: id})
+	pod := p.newPod(podRecord{ID: id, BootID: p.BootID}) // its shim is looked for in this boot
 	err := errors.Join(pod.endShim(ctx), namespace.Unpin(pod.namespaceDir()), unmountShm(pod.file("shm")))
 	if err != nil {
 		return err
