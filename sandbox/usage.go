@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"math"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -121,8 +122,13 @@ func occupied(dir string) (bytes, inodes uint64, err error) {
 	defer unix.Close(w.root)
 	for w.step() {
 	}
-	return w.bytes, w.inodes, nil
+	bytes, inodes = w.total()
+	return bytes, inodes, nil
 }
+
+// linkedLimit is how many inodes with several names a walk remembers, to count them once: some MiB. Of the others each name counts
+// for its share, which comes to the same unless some of the names are elsewhere.
+const linkedLimit = 1 << 16
 
 // layerWalk is one walk over a tree, depth first. It takes a descriptor or two, and per level of the tree no more than the
 // directories of one read: a container can make a million of them beside each other, far below.
@@ -131,7 +137,10 @@ type layerWalk struct {
 	device        uint64
 	bytes, inodes uint64
 	linked        map[uint64]bool // inodes with several names
-	way           []place         // from the root to where the walk is
+	limit         int             // of linked
+	sharedBytes   float64         // of names beyond it
+	sharedInodes  float64
+	way           []place // from the root to where the walk is
 	buffer        []byte
 }
 
@@ -152,7 +161,7 @@ func beginWalk(dir string) (*layerWalk, error) {
 		unix.Close(root)
 		return nil, err
 	}
-	w := &layerWalk{root: root, device: st.Dev, linked: map[uint64]bool{}, way: []place{{path: "."}}, buffer: make([]byte, 8<<10)}
+	w := &layerWalk{root: root, device: st.Dev, linked: map[uint64]bool{}, limit: linkedLimit, way: []place{{path: "."}}, buffer: make([]byte, 8<<10)}
 	w.add(&st)
 	return w, nil
 }
@@ -173,9 +182,18 @@ func (w *layerWalk) step() bool {
 	return true
 }
 
+func (w *layerWalk) total() (bytes, inodes uint64) {
+	return w.bytes + uint64(math.Round(w.sharedBytes)), w.inodes + uint64(math.Round(w.sharedInodes))
+}
+
 func (w *layerWalk) add(st *unix.Stat_t) {
 	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		if w.linked[st.Ino] {
+			return
+		}
+		if len(w.linked) == w.limit {
+			w.sharedBytes += float64(st.Blocks) * 512 / float64(st.Nlink)
+			w.sharedInodes += 1 / float64(st.Nlink)
 			return
 		}
 		w.linked[st.Ino] = true

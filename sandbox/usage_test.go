@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,6 +109,33 @@ func TestOccupiedStandsWideTrees(t *testing.T) {
 	}
 	if w.inodes != 2001 || most > 400 {
 		t.Errorf("%d inodes counted, want 2001; up to %d directories were remembered", w.inodes, most)
+	}
+}
+
+// Inodes with several names are remembered up to a limit, and counted right beyond it.
+func TestOccupiedStandsManyLinks(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 60 {
+		file := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.WriteFile(file, make([]byte, 100*i), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for j := range 1 + i%3 {
+			if err := os.Link(file, fmt.Sprint(file, "-", j)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w, err := beginWalk(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(w.root)
+	w.limit = 10
+	for w.step() {
+	}
+	if bytes, inodes := w.total(); inodes != 61 || bytes != du(t, dir, "--block-size=1") || len(w.linked) > 10 {
+		t.Errorf("counted %d bytes and %d inodes, want %d and 61; %d are remembered", bytes, inodes, du(t, dir, "--block-size=1"), len(w.linked))
 	}
 }
 
