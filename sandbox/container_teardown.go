@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -235,7 +236,10 @@ func (c *container) lastExit() shim.Exit {
 }
 
 // finish records how the container ended. The first report counts.
-func (c *container) finish(ctx context.Context, e shim.Exit) {
+func (c *container) finish(ctx context.Context, e shim.Exit) { c.finishAt(ctx, time.Time{}, e) }
+
+// finishAt is finish for a container whose start may not be on record either.
+func (c *container) finishAt(ctx context.Context, startedAt time.Time, e shim.Exit) {
 	if r := c.facts(); !r.FinishedAt.IsZero() && !r.unwritten {
 		return
 	}
@@ -243,7 +247,7 @@ func (c *container) finish(ctx context.Context, e shim.Exit) {
 		if !r.FinishedAt.IsZero() {
 			return
 		}
-		r.FinishedAt, r.Exit = e.At, exitOf(e)
+		r.StartedAt, r.FinishedAt, r.Exit = cmp.Or(r.StartedAt, startedAt), e.At, exitOf(e)
 		if r.FinishedAt.IsZero() {
 			r.FinishedAt = time.Now()
 		}

@@ -138,7 +138,28 @@ func (c *container) swap(next *containerRecord) {
 	f := &c.events
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c.tell(containerEvents(c.record.Swap(next), next))
+	kinds := containerEvents(c.record.Swap(next), next)
+	if c.stateOf(next) == cri.ContainerState_CONTAINER_UNKNOWN {
+		return // what it has become is told when its silence ends
+	}
+	c.tell(kinds)
+}
+
+// speak ends the silence of a pod. What runs in it is told anew: whoever has listed it meanwhile has it as UNKNOWN.
+func (p *pod) speak() {
+	f := &p.events
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p.silent.Store(false)
+	all := p.index.allContainers(p.id)
+	for _, c := range all {
+		c.silent.Store(false)
+	}
+	for _, c := range all {
+		if c.state() == cri.ContainerState_CONTAINER_RUNNING {
+			c.tell([]cri.ContainerEventType{cri.ContainerEventType_CONTAINER_STARTED_EVENT})
+		}
+	}
 }
 
 func (c *container) tell(kinds []cri.ContainerEventType) {

@@ -2,13 +2,18 @@ package sandbox
 
 import (
 	"log/slog"
+	"maps"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/evenkeel/evenkeel/shim"
 )
 
 const (
@@ -119,6 +124,59 @@ func TestEventsAreCompleteAndInOrder(t *testing.T) {
 		if len(heard) != pods*each || len(s.Events()) != 0 {
 			t.Errorf("heard of %d containers, %d events too many", len(heard), len(s.Events()))
 		}
+	}
+}
+
+// A pod whose shim was silent is told of when it answers: what runs in it has been seen as UNKNOWN.
+func TestEventsOfALateAdoption(t *testing.T) {
+	p := emptyPods(t)
+	pod, containers := enter(t, p, "late", 4)
+	pod.silent.Store(true)
+	names, state := map[string]string{}, shim.State{}
+	for i, name := range []string{"idle", "running", "started", "ended"} {
+		c := containers[i]
+		c.silent.Store(true)
+		names[c.id] = name
+		r, s := *c.facts(), shim.ContainerState{ID: c.id}
+		r.CreatedAt = time.Now()
+		if name == "running" {
+			r.StartedAt = time.Now()
+		}
+		if name != "idle" {
+			s.StartedAt = time.Now()
+		}
+		if name == "ended" {
+			s.Exit = &shim.Exit{Known: true, At: time.Now()}
+		}
+		c.record.Store(&r)
+		state.Containers = append(state.Containers, s)
+	}
+	start, _ := strconv.ParseUint(startOf(t, os.Getpid()), 10, 64)
+	state.Process = shim.Process{PID: os.Getpid(), Start: start} // one that does not end meanwhile
+	events := p.Subscribe()
+	pod.adopt(t.Context(), state)
+	events.Close()
+
+	heard, last := map[string][]cri.ContainerEventType{}, map[string]cri.ContainerState{}
+	for len(events.Events()) > 0 {
+		e := <-events.Events()
+		name := names[e.ContainerId]
+		heard[name] = append(heard[name], e.ContainerEventType)
+		for _, s := range e.ContainersStatuses {
+			last[names[s.Id]] = s.State
+			if s.Id == e.ContainerId && s.State == cri.ContainerState_CONTAINER_UNKNOWN {
+				t.Errorf("an event of container %s has it as UNKNOWN", name)
+			}
+		}
+	}
+	if len(heard) != 3 || !slices.Equal(heard["running"], []cri.ContainerEventType{started}) || !slices.Equal(heard["started"], heard["running"]) ||
+		!slices.Equal(heard["ended"], []cri.ContainerEventType{started, stopped}) {
+		t.Errorf("heard %v", heard)
+	}
+	want := map[string]cri.ContainerState{"idle": cri.ContainerState_CONTAINER_CREATED, "running": cri.ContainerState_CONTAINER_RUNNING,
+		"started": cri.ContainerState_CONTAINER_RUNNING, "ended": cri.ContainerState_CONTAINER_EXITED}
+	if !maps.Equal(last, want) {
+		t.Errorf("last told are %v", last)
 	}
 }
 

@@ -255,44 +255,56 @@ func (p *pod) abandon(ctx context.Context) {
 	p.settleStopped(ctx)
 }
 
-// adopt takes the shim's word for what happened while nobody listened.
+// adopt takes the shim's word for what happened while nobody listened. Until all of it is on record the pod stays silent: half of it
+// would be shown, and what is freed now is asked for by those who may ask the shim.
 func (p *pod) adopt(ctx context.Context, state shim.State) {
 	known := map[string]shim.ContainerState{}
 	for _, s := range state.Containers {
 		known[s.ID] = s
 	}
+	var rest []func()
 	for _, c := range p.index.allContainers(p.id) {
 		s, held := known[c.id]
-		c.adopt(ctx, s, held)
-		c.silent.Store(false)
+		rest = append(rest, c.adopt(ctx, s, held))
 	}
-	p.silent.Store(false)
+	p.speak()
+	for _, work := range rest {
+		work()
+	}
 	go p.watchShim(state.Process)
 	go p.watchInit(p.facts().Init)
 }
 
-// adopt brings one container's record up to date with its shim.
-func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool) {
+// adopt brings one container's record up to date with its shim, and returns what is left to be begun.
+func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool) (rest func()) {
 	r := c.facts()
+	free := func() { c.inBackground(ctx, "free what an ended container held", c.id, c.halt) }
 	switch {
 	case r.Doomed || r.CreatedAt.IsZero():
-		c.inBackground(ctx, "remove a container that was not made or not removed completely", c.id, c.discard)
+		return func() {
+			c.inBackground(ctx, "remove a container that was not made or not removed completely", c.id, c.discard)
+		}
 	case !r.FinishedAt.IsZero():
-		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
+		return free
 	case !held && r.StartFault != "":
+		return func() {}
 	case !held: // its end was told to a daemon that died before it could write it down
 		c.finish(ctx, c.lastExit())
-		c.inBackground(ctx, "free what an ended container held", c.id, c.halt)
-	default:
-		if r.StartedAt.IsZero() && s.Starting {
-			begun := newResult()
-			c.starting.Store(begun)
+		return free
+	}
+	var begun *result
+	switch {
+	case s.Starting && r.StartedAt.IsZero():
+		begun = newResult()
+		c.starting.Store(begun)
+	case s.Exit != nil:
+		c.finishAt(ctx, s.StartedAt, *s.Exit)
+	case r.StartedAt.IsZero() && !s.StartedAt.IsZero():
+		c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = s.StartedAt })
+	}
+	return func() {
+		if begun != nil {
 			c.inBackground(ctx, "start a container whose start was under way", c.id, func(ctx context.Context) error { return c.joinStart(ctx, begun) })
-		} else if r.StartedAt.IsZero() && !s.StartedAt.IsZero() {
-			c.noteAnyway(ctx, containerStarted, func(r *containerRecord) { r.StartedAt = s.StartedAt })
-		}
-		if s.Exit != nil && !s.Starting {
-			c.finish(ctx, *s.Exit)
 		}
 		if c.inCheckpoint() {
 			c.inBackground(ctx, "end a checkpoint that was under way", c.id, c.recoverCheckpoint)
