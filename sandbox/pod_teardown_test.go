@@ -38,12 +38,14 @@ func TestNetworkGoesEarlyOnceTheKillIsSent(t *testing.T) {
 		go pod.detachEarly(t.Context(), over)
 		containers[0].markKilled()
 		time.Sleep(10 * endPatience)
+		synctest.Wait()
 		if len(left.at) > 0 {
 			t.Error("a container that is not killed has lost its network")
 		}
 		killed := time.Now()
 		containers[1].markKilled()
 		time.Sleep(2 * endPatience)
+		synctest.Wait()
 		if len(left.at) != 1 || left.at[0].Sub(killed) != endPatience {
 			t.Errorf("detached at %v, %s after the kill at %v", left.at, endPatience, killed)
 		}
@@ -51,6 +53,7 @@ func TestNetworkGoesEarlyOnceTheKillIsSent(t *testing.T) {
 		go pod.detachEarly(t.Context(), over)
 		close(over)
 		time.Sleep(2 * endPatience)
+		synctest.Wait()
 		if len(left.at) != 1 {
 			t.Error("a pod that is being released in order was detached early")
 		}
