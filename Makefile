@@ -110,7 +110,7 @@ SMOKE := VersionAndStatus LifeOfAPod ExecSync Exits LogRecords OOMIsToldExactly 
 empty :=
 
 vm-smoke: ## a selection of vm-test that takes some minutes: make vm-smoke ARCH=arm64 [INIT=bare|systemd]
-	@$(MAKE) vm-test SHORT=-short SUITE='^Test($(subst $(empty) $(empty),|,$(strip $(SMOKE))))$$$$' VMFLAGS='-limit 20m $(VMFLAGS)'
+	@$(MAKE) vm-test SHORT=-short SUITE='^Test($(subst $(empty) $(empty),|,$(strip $(SMOKE))))$$$$' VMFLAGS='-limit 30m $(VMFLAGS)'
 
 vm-shell: deps-vm build ## a shell in the same machine
 	@$(VM) shell

@@ -22,6 +22,14 @@ import (
 // in a machine of its own (report.Again), or none ran.
 func (o *options) test(ctx context.Context) error {
 	r, err := o.once(ctx)
+	if r != nil && r.panic != "" {
+		// No program may bring a kernel down, so this is the kernel's fault or, more often, the emulator's.
+		died := r.panic
+		fmt.Fprintf(os.Stderr, "vm: the kernel died under the tests, which begin again in a new machine: %s\n", died)
+		if r, err = o.once(ctx); r != nil {
+			r.died = died
+		}
+	}
 	if r == nil {
 		return err
 	}
@@ -84,6 +92,8 @@ type testRun struct {
 	events   []job.Event
 	prepared time.Duration
 	failed   []string  // boots that were tried again, and why
+	panic    string    // why the kernel died, if it did
+	died     string    // the same of a machine before this one
 	begin    time.Time // of the last boot
 	booted   time.Duration
 	ran      time.Duration
@@ -121,6 +131,7 @@ func (r *testRun) run(ctx context.Context, m *machine.Machine, output func(conte
 		r.happened(e)
 	}
 	err = errors.Join(running.Wait(), <-read)
+	r.panic = running.Panic()
 	if !r.down.IsZero() {
 		r.off = time.Since(r.down)
 	}
@@ -210,6 +221,9 @@ func (r *testRun) conclude(results []report.Result) error {
 		report.Round(r.prepared), report.Round(r.booted), report.Round(r.ran), report.Round(r.off))
 	for n, failed := range r.failed {
 		summary += fmt.Sprintf("boot %d failed: %s\n", n+1, failed)
+	}
+	if r.died != "" {
+		summary += fmt.Sprintf("the kernel of a first machine died under the tests: %s\n", r.died)
 	}
 	fmt.Fprint(table, summary)
 	report.Table(table, results)

@@ -100,6 +100,15 @@ func (d death) String() string {
 	return lastWords(d.console)
 }
 
+// Panic is why the kernel of a machine that is gone has panicked; empty: it has not.
+func (r *Running) Panic() string {
+	console := r.tail.String()
+	if !strings.Contains(console, panicked) {
+		return ""
+	}
+	return lastWords(console)
+}
+
 const panicked = "Kernel panic"
 
 var (
