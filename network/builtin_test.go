@@ -645,8 +645,6 @@ func TestBuiltinOverlap(t *testing.T) {
 }
 
 func TestBuiltinCheck(t *testing.T) {
-	w := newWorld(t)
-	b := w.builtin("10.211.42.0/24", "fd00:211:42::/64")
 	ports := []Port{{HostPort: 8080, ContainerPort: 80}, {Protocol: "udp", HostPort: 53, ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1")}}
 	for name, c := range map[string]struct {
 		damage []string // the pod's eth0 is eth0 inside, the other end LINK
@@ -671,6 +669,8 @@ func TestBuiltinCheck(t *testing.T) {
 		"another's in place": {[]string{"ip link del eth0", "ip link add eth0 type veth peer name other"}, true, "not the other end"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			w := newWorld(t) // what is damaged there stays so
+			b := w.builtin("10.211.42.0/24", "fd00:211:42::/64")
 			pod := w.pod("p", ports...)
 			defer w.drop(pod.NetNS)
 			attach(t, b, pod)
@@ -688,7 +688,8 @@ func TestBuiltinCheck(t *testing.T) {
 			}
 		})
 	}
-	if err := b.Check(t.Context(), w.pod("never")); err == nil || !strings.Contains(err.Error(), "holds no address") {
+	w := newWorld(t)
+	if err := w.builtin("10.211.42.0/24").Check(t.Context(), w.pod("never")); err == nil || !strings.Contains(err.Error(), "holds no address") {
 		t.Errorf("a pod that was never attached: %v", err)
 	}
 }
