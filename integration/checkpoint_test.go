@@ -211,6 +211,7 @@ func TestCheckpointThatIsTooSlow(t *testing.T) {
 // A CRIU that never ends keeps nobody alive: who asks for the end of its container, or of the pod, waits some seconds for it, and the
 // container is asked politely all the same. So it is when the engine was started anew meanwhile.
 func TestStopDuringACheckpoint(t *testing.T) {
+	waits(t)
 	n := prepareNode(t, "builtin")
 	begun := filepath.Join(t.TempDir(), "begun")
 	n.Env = []string{pathWith(playCRIU(t, "touch "+begun+"; while :; do sleep 0.1; done"))}

@@ -61,6 +61,7 @@ func (n *node) named(patience time.Duration, call func(context.Context) error) {
 // TestProcessesThatCannotBeKilled: StopPodSandbox and its like answer in bounded time, say who is in the way, and finish
 // by themselves when the kernel lets go, also after a restart.
 func TestProcessesThatCannotBeKilled(t *testing.T) {
+	waits(t)
 	n := start(t, "builtin")
 	port := &cri.PortMapping{HostPort: int32(freePort(t)), ContainerPort: 80}
 	stopped, _, letGo1 := n.held("stopped", port)

@@ -90,6 +90,7 @@ func TestSilentHostPath(t *testing.T) {
 
 // Storage can die between the look at it and the mount of it. The runtime hangs then.
 func TestRuntimeHangsOnHostPath(t *testing.T) {
+	waits(t)
 	for name, interruptible := range map[string]bool{"killable": true, "unkillable": false} {
 		t.Run(name, func(t *testing.T) {
 			n := start(t, "builtin")
@@ -160,6 +161,7 @@ func TestSilentSeccompProfile(t *testing.T) {
 // Rotation onto storage that does not answer costs the caller a deadline. The log goes on where it was, and other
 // containers of the pod notice nothing.
 func TestSilentLogDirectory(t *testing.T) {
+	waits(t)
 	for name, quieten := range map[string]func(*fuseServer){
 		"before the look at it": func(f *fuseServer) { f.quieten(false, nil) },
 		"after the look at it":  func(f *fuseServer) { f.ignore("main.log") },

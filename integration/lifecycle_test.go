@@ -304,6 +304,7 @@ func TestSharedProcessNamespace(t *testing.T) {
 
 // A container may end the first process that all share. Nothing can run in the pod then, and the kubelet makes another if it is told.
 func TestEndOfTheSharedInit(t *testing.T) {
+	waits(t)
 	for _, daemon := range []string{"up", "down"} {
 		t.Run("daemon "+daemon, func(t *testing.T) {
 			n := start(t, "builtin")

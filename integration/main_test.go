@@ -88,6 +88,9 @@ func prepare() (err error) {
 	return err
 }
 
+// waits marks a test that waits for most of its time and measures none: such tests run beside each other, after all others.
+func waits(t *testing.T) { t.Parallel() }
+
 // image pushes an image made for one test and returns its reference.
 func image(t *testing.T, repository string, config v1.Config, files ...registry.File) string {
 	t.Helper()

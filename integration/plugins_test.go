@@ -164,6 +164,7 @@ func TestPluginTrouble(t *testing.T) {
 // TestPluginIsStuck: a plugin that waits in the kernel dies of no signal. Its pod is told so in time, with the pid, and is alone in
 // waiting for it; when it is gone, so is what it took.
 func TestPluginIsStuck(t *testing.T) {
+	waits(t)
 	p := startTroupe(t)
 	fuse := serveFuse(t)
 	fuse.quieten(false, func(command string) bool { return command == "stat" })
@@ -191,6 +192,7 @@ func TestPluginIsStuck(t *testing.T) {
 
 // TestPluginIsStuckInGC: a collection that cannot be ended keeps no pod from its network.
 func TestPluginIsStuckInGC(t *testing.T) {
+	waits(t)
 	p := prepareTroupe(t)
 	p.good = strings.Replace(p.good, `"cniVersion": "1.0.0"`, `"cniVersion": "1.1.0"`, 1)
 	p.Config = fmt.Sprintf("[network.cni]\ntimeout = %q\ngc = \"1s\"\n", pluginLimit)

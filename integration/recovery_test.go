@@ -150,6 +150,7 @@ func TestSilentShimIsUnknown(t *testing.T) {
 // TestSilentShimKeepsNobodyAlive: a shim that falls silent while the daemon runs, also in the middle of a call, can neither save a
 // container from the end of its grace period nor keep its pod from being stopped.
 func TestSilentShimKeepsNobodyAlive(t *testing.T) {
+	waits(t)
 	if testing.Short() {
 		t.Skip("a shim is given 20 s in all to answer")
 	}
@@ -184,6 +185,7 @@ func TestSilentShimKeepsNobodyAlive(t *testing.T) {
 
 // TestStopMeetsStart: who asks for a container's end while it is being started gets it, within the grace period.
 func TestStopMeetsStart(t *testing.T) {
+	waits(t)
 	n := start(t, "builtin")
 	cfg := n.Pod("meeting")
 	pod := n.runPod(cfg)
@@ -253,6 +255,7 @@ func TestStartOutlivesItsEngine(t *testing.T) {
 
 // TestLateExitFileIsNobodys: a shim that was silent tells of an end that is on record already. Leftovers are looked for at the end.
 func TestLateExitFileIsNobodys(t *testing.T) {
+	waits(t)
 	if testing.Short() {
 		t.Skip("a shim is given 10 s to answer")
 	}

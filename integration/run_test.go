@@ -48,6 +48,7 @@ func exitCode(err error) int {
 
 // TestRun takes manifests through their lives, without a kubelet.
 func TestRun(t *testing.T) {
+	waits(t)
 	n := start(t, "builtin")
 	whole := manifest(t, "whole", `
 restartPolicy: Never
@@ -175,6 +176,7 @@ containers:
 
 // TestRunIsInterrupted: whatever ends the program ends its pod, and nothing stays.
 func TestRunIsInterrupted(t *testing.T) {
+	waits(t)
 	n := start(t, "builtin")
 	file := manifest(t, "ticking", ticking)
 	for name, interrupt := range map[string]func(*exec.Cmd, *os.File) error{

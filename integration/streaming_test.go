@@ -165,6 +165,7 @@ func (w stuckWriter) Write(p []byte) (int, error) {
 
 // A client that is killed ends its exec also where nobody reads what it has sent: its FIN is behind that.
 func TestExecThatDoesNotReadEndsWithItsClient(t *testing.T) {
+	waits(t)
 	n := start(t, "builtin")
 	cfg := n.Pod("p")
 	id := n.run(n.runPod(cfg), cfg, engine.Sleeper("main", busybox))
