@@ -252,22 +252,34 @@ func entries(t *testing.T, dir string) int {
 	return len(all)
 }
 
-// helpers are the processes that look at paths for this daemon, as their command lines say.
-func (n *node) helpers() []string { return n.commands("evenkeel-shim hostpath") }
+// helpers are the processes that look at paths for this daemon, whose children they are.
+func (n *node) helpers() (found []string) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", n.PID()))
+	for _, task := range tasks {
+		children, _ := os.ReadFile(task)
+		for _, pid := range strings.Fields(string(children)) {
+			if line := commandLine(filepath.Join("/proc", pid)); strings.Contains(line, "evenkeel-shim hostpath") {
+				found = append(found, line)
+			}
+		}
+	}
+	return found
+}
 
 // runtimes are the commands of the OCI runtime on this engine's containers.
-func (n *node) runtimes() []string { return n.commands("/runc --root " + n.State) }
-
-func (n *node) commands(words string) (found []string) {
+func (n *node) runtimes() (found []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
-		text, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-		line := strings.ReplaceAll(strings.TrimRight(string(text), "\x00"), "\x00", " ")
-		if strings.Contains(line, words) && strings.Contains(line, n.Bin) {
+		if line := commandLine(dir); strings.Contains(line, "/runc --root "+n.State) {
 			found = append(found, line)
 		}
 	}
 	return found
+}
+
+func commandLine(dir string) string {
+	text, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+	return strings.ReplaceAll(strings.TrimRight(string(text), "\x00"), "\x00", " ")
 }
 
 // noGoroutineIn ends the daemon in the way that makes Go print every goroutine, reads them, and starts it again. A helper
