@@ -223,6 +223,14 @@ func TestToolsOnADetachedPod(t *testing.T) {
 	if out, err := n.evenkeel("leftovers", "--root", n.Root(), "--state", n.State); err == nil || !strings.Contains(out, fmt.Sprintf("(process %d)", n.PID())) {
 		t.Errorf("leftovers of an engine that runs, and is not asked: %v\n%s", err, out)
 	}
+	// A daemon that was killed leaves its socket behind, at which nobody listens.
+	must(t, n.Kill())
+	config := filepath.Join(t.TempDir(), "config.toml")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, "version = 1\nlisten = %q\nroot = %q\nstate = %q\n", "unix://"+n.Socket(), n.Root(), n.State), 0o600))
+	if out, err := n.evenkeel("leftovers", "--config", config); exitCode(err) != 1 || !strings.Contains(out, "evenkeel-shim") {
+		t.Errorf("leftovers of an engine that was killed: %v\n%s", err, out)
+	}
+	must(t, n.Start())
 	if out, err := n.evenkeel("exec", "ticking", "--", "sh", "-c", "echo said; exit 7"); exitCode(err) != 7 || out != "said\n" {
 		t.Errorf("exec: %v\n%s", err, out)
 	}

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -125,7 +127,12 @@ func (t *tool) inventory(ctx context.Context, fallback leftovers.Instance, liste
 	if err != nil {
 		return fallback, nil, nil, false, err
 	}
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+	}
+	// An engine that crashed, or whose socket unit was stopped, leaves the socket behind.
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		if t.address() != listen {
 			// Another engine's directories would be searched, and its pods be found.
 			return fallback, nil, nil, false, fmt.Errorf("%w; or tell what that engine used, with --root and --state", noEngine(t.address(), err))
