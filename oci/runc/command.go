@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // call is one command of the runtime.
@@ -76,13 +78,17 @@ func (r *Runc) unlinked(what string) (*os.File, error) {
 	if err := os.MkdirAll(r.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the runtime's root: %w", err)
 	}
+	// Appending, since the runtime writes through a descriptor of its own and through its stderr at once.
+	if f, err := os.OpenFile(r.Root, unix.O_TMPFILE|os.O_RDWR|os.O_APPEND, 0o600); err == nil {
+		return f, nil
+	}
+	// A file system without O_TMPFILE: it has a name for a moment, in which this process could be killed.
 	temp, err := os.CreateTemp(r.Root, "."+what+"-")
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the runtime's %s file: %w", what, err)
 	}
 	defer temp.Close()
 	defer os.Remove(temp.Name())
-	// Appending, since the runtime writes through a descriptor of its own and through its stderr at once.
 	f, err := os.OpenFile(temp.Name(), os.O_RDWR|os.O_APPEND, 0)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the runtime's %s file: %w", what, err)
