@@ -163,6 +163,61 @@ func (w stuckWriter) Write(p []byte) (int, error) {
 	return 0, w.ctx.Err()
 }
 
+// A client that is killed ends its exec also where nobody reads what it has sent: its FIN is behind that.
+func TestExecThatDoesNotReadEndsWithItsClient(t *testing.T) {
+	waits(t)
+	n := start(t, "builtin")
+	cfg := n.Pod("p")
+	id := n.run(n.runPod(cfg), cfg, engine.Sleeper("main", busybox))
+	for _, terminal := range []bool{false, true} {
+		r, err := n.Runtime.Exec(n.ctx(), &cri.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "exec sleep 4711"}, Stdin: true, Stdout: true, Tty: terminal})
+		must(t, err)
+		conn := webSocket(t, r.Url)
+		// More than the pipe and the sockets hold; a write that goes nowhere for two seconds is one too many. A terminal never
+		// stalls: the kernel drops what nobody reads from it.
+		frame, stalled := append([]byte{0x82, 0xfe, 0x10, 0x00, 0, 0, 0, 0}, make([]byte, 4096)...), false
+		for sent := 0; sent < 16<<20 && !stalled; sent += len(frame) {
+			conn.SetWriteDeadline(time.Now().Add(2 * time.Second))
+			_, err := conn.Write(frame)
+			stalled = err != nil
+		}
+		if !terminal && !stalled {
+			t.Error("somebody reads all that the client sends, so nothing is shown")
+		}
+		if out := n.output(id, "ps"); !strings.Contains(out, "4711") {
+			t.Errorf("terminal %t: the exec has ended already:\n%s", terminal, out)
+		}
+		conn.Close()
+		n.eventually(15*time.Second, func() error {
+			if out := n.output(id, "ps"); strings.Contains(out, "sleep 4711") {
+				return fmt.Errorf("terminal %t: the exec outlives its client:\n%s", terminal, out)
+			}
+			return nil
+		})
+	}
+}
+
+// webSocket opens a session by hand, so that the connection can be left with its data under way.
+func webSocket(t *testing.T, address string) net.Conn {
+	t.Helper()
+	u, err := url.Parse(address)
+	must(t, err)
+	conn, err := net.Dial("tcp", u.Host)
+	must(t, err)
+	t.Cleanup(func() { conn.Close() })
+	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nOrigin: http://%s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
+		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n", u.Path, u.Host, u.Host)
+	must(t, err)
+	answer := make([]byte, 12)
+	_, err = io.ReadFull(conn, answer)
+	must(t, err)
+	if string(answer) != "HTTP/1.1 101" {
+		t.Fatalf("no session: %q", answer)
+	}
+	go io.Copy(io.Discard, conn)
+	return conn
+}
+
 func TestPortForward(t *testing.T) {
 	n := start(t, "builtin")
 	p, err := n.webPod("forwarded")

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 )
 
 // errGone is why a session's context ends when its client hangs up.
@@ -70,23 +71,90 @@ func (t tracking) Accept() (net.Conn, error) {
 
 // conn is a connection that knows when its peer has hung up. Both wire protocols read all the time, so a failed read
 // tells it at once; net/http tells it only until a connection is hijacked, which every one of ours is. While a process leaves
-// its stdin unread and the client has sent more than the pipe holds, nobody reads, and the session lasts as long as the process.
+// its stdin unread and the client has sent more than the pipe holds, nobody reads, and a client's end is behind all that it
+// has sent. Then the client gets a heartbeat now and again: one that has gone answers any byte with a reset, and the next
+// write fails.
 type conn struct {
 	net.Conn
 	conns *conns
 
-	mu   sync.Mutex // guards gone and end
-	gone bool
-	end  context.CancelCauseFunc // of the context of its requests; nil until there is one
+	mu      sync.Mutex // guards gone, end, reading and beat
+	gone    bool
+	end     context.CancelCauseFunc // of the context of its requests; nil until there is one
+	reading bool
+	beat    *time.Timer // runs while nobody reads; nil until a request may upgrade
+
+	writing sync.Mutex // guards frames, and keeps heartbeats out of the others' writes
+	frames  *frames    // nil until a request may upgrade
 }
 
 func (n *conn) Read(p []byte) (int, error) {
+	n.reads(true)
 	count, err := n.Conn.Read(p)
 	// A deadline is no hang-up: net/http sets one in the past to take the connection back from its own reader.
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		n.hangUp()
 	}
+	n.reads(false)
 	return count, err
+}
+
+func (n *conn) reads(now bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.reading = now
+	n.pace()
+}
+
+// pace starts what is left until the next heartbeat anew, or stops it where none is needed. n.mu is held.
+func (n *conn) pace() {
+	switch {
+	case n.beat == nil:
+	case n.gone || n.reading:
+		n.beat.Stop()
+	default:
+		n.beat.Reset(heartbeatAfter)
+	}
+}
+
+func (n *conn) Write(p []byte) (int, error) {
+	n.writing.Lock()
+	defer n.writing.Unlock()
+	count, err := n.Conn.Write(p)
+	if n.frames != nil {
+		n.frames.wrote(p[:count])
+	}
+	if err != nil {
+		n.hangUp() // what was cut short cannot be gone on with, whatever the reason
+	}
+	return count, err
+}
+
+// upgrade prepares for heartbeats once the request has been agreed to.
+func (n *conn) upgrade(f framing) {
+	n.writing.Lock()
+	n.frames = &frames{framing: f}
+	n.writing.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.beat == nil {
+		n.beat = time.AfterFunc(heartbeatAfter, n.heartbeat)
+	}
+}
+
+// heartbeat leaves out a beat while a write is under way or a frame is half written: the end of that tells as much.
+func (n *conn) heartbeat() {
+	if n.writing.TryLock() {
+		if f := n.frames; f.between() {
+			if _, err := n.Conn.Write(f.heartbeat); err != nil {
+				n.hangUp()
+			}
+		}
+		n.writing.Unlock()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pace()
 }
 
 func (n *conn) Close() error {
@@ -99,15 +167,19 @@ func (n *conn) hangUp() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.gone = true
+	n.pace()
 	if n.end != nil {
 		n.end(errGone)
 	}
 }
 
+// connKey is where a request's context has its connection.
+type connKey struct{}
+
 // connContext makes the contexts of a connection's requests end with the connection.
 func connContext(ctx context.Context, c net.Conn) context.Context {
 	n := c.(*conn)
-	ctx, end := context.WithCancelCause(ctx)
+	ctx, end := context.WithCancelCause(context.WithValue(ctx, connKey{}, n))
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.end = end

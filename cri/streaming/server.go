@@ -123,6 +123,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	s.sessions.Add(1)
 	defer s.sessions.Done()
+	r.Context().Value(connKey{}).(*conn).upgrade(framingOf(r))
 	h(w, r)
 }
 
