@@ -28,13 +28,12 @@ func (p *pod) attach(ctx context.Context) (ips []string, dns network.DNS, err er
 	}
 	var got network.Result
 	err = podNetwork.Do(ctx, func() (err error) {
-		got, err = p.Network.Attach(ctx, p.networkPod())
-		return err
+		if got, err = p.Network.Attach(ctx, p.networkPod()); err != nil {
+			return err
+		}
+		return namespace.SetOfLinks(p.namespaceDir(), p.namespacesWanted()) // they go with the namespace
 	})
-	if err != nil {
-		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w", p.id, err)
-	}
-	if err := namespace.SetOfLinks(p.namespaceDir(), p.namespacesWanted()); errors.Is(err, namespace.ErrSysctl) {
+	if errors.Is(err, namespace.ErrSysctl) {
 		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w: %w", p.id, err, ErrInvalid)
 	} else if err != nil {
 		return nil, dns, fmt.Errorf("cannot connect pod %s to the network: %w", p.id, err)
