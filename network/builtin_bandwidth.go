@@ -4,8 +4,6 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // limit holds the pod to its bandwidth with a token bucket at each end of its link: what the host sends into it is what
@@ -20,16 +18,11 @@ func (h *host) limit(pod Pod, b Bandwidth) error {
 	if b.Egress == 0 {
 		return nil
 	}
-	ns, err := netns.GetFromPath(pod.NetNS)
+	_, inside, leave, err := pod.inside()
 	if err != nil {
-		return fmt.Errorf("cannot open network namespace %s: %w", pod.NetNS, err)
+		return err
 	}
-	defer ns.Close()
-	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("cannot talk to network namespace %s: %w", pod.NetNS, err)
-	}
-	defer inside.Close()
+	defer leave()
 	if err := setRate(inside, podInterface, b.Egress); err != nil {
 		return fmt.Errorf("cannot limit what comes out of the pod: %w", err)
 	}

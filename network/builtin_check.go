@@ -11,8 +11,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // Check compares bridge, link, addresses, routes and host ports with the books, and finds all that differs.
@@ -73,16 +71,11 @@ func (h *host) checkOuter(podID string, addrs []netip.Addr) error {
 
 // checkInner looks at the pod's end.
 func (h *host) checkInner(pod Pod, addrs []netip.Addr) error {
-	ns, err := netns.GetFromPath(pod.NetNS)
+	_, inside, leave, err := pod.inside()
 	if err != nil {
-		return fmt.Errorf("cannot open network namespace %s: %w", pod.NetNS, err)
+		return err
 	}
-	defer ns.Close()
-	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("cannot talk to network namespace %s: %w", pod.NetNS, err)
-	}
-	defer inside.Close()
+	defer leave()
 	eth0, err := inside.LinkByName(podInterface)
 	if err != nil {
 		return fmt.Errorf("%s in the pod: %w", podInterface, err)

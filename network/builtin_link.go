@@ -48,20 +48,27 @@ func (p Pod) mac(addrs []netip.Addr) (net.HardwareAddr, error) {
 
 var derivedFrom4, derivedFrom6 = net.HardwareAddr{0x0e, 0x4b}, net.HardwareAddr{0x0e, 0x6b}
 
+// inside opens the pod's network namespace, and talks to it from here.
+func (p Pod) inside() (ns netns.NsHandle, links *netlink.Handle, leave func(), err error) {
+	if ns, err = netns.GetFromPath(p.NetNS); err != nil {
+		return ns, nil, nil, fmt.Errorf("cannot open network namespace %s: %w", p.NetNS, err)
+	}
+	if links, err = netlink.NewHandleAt(ns, unix.NETLINK_ROUTE); err != nil {
+		ns.Close()
+		return ns, nil, nil, fmt.Errorf("cannot talk to network namespace %s: %w", p.NetNS, err)
+	}
+	return ns, links, func() { links.Close(); ns.Close() }, nil
+}
+
 // connect makes the pod's interface and gives it addresses and routes. The peer is made inside the pod's namespace
 // right away: moving it there afterwards would cost a rename and two notifications more. A pair that a broken-off
 // call left is completed if it leads into this namespace, and replaced if not.
 func (h *host) connect(pod Pod, addrs []netip.Addr, subnets []netip.Prefix, mtu int) error {
-	ns, err := netns.GetFromPath(pod.NetNS)
+	ns, inside, leave, err := pod.inside()
 	if err != nil {
-		return fmt.Errorf("cannot open network namespace %s: %w", pod.NetNS, err)
+		return err
 	}
-	defer ns.Close()
-	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("cannot talk to network namespace %s: %w", pod.NetNS, err)
-	}
-	defer inside.Close()
+	defer leave()
 	mac, err := pod.mac(addrs)
 	if err != nil {
 		return err
