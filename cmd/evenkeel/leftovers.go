@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,12 +126,8 @@ func (t *tool) inventory(ctx context.Context, fallback leftovers.Instance, liste
 	if err != nil {
 		return fallback, nil, nil, false, err
 	}
-	conn, err := net.Dial("unix", path)
-	if err == nil {
-		conn.Close()
-	}
 	// An engine that crashed, or whose socket unit was stopped, leaves the socket behind.
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	if err := knock(ctx, path); errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		if t.address() != listen {
 			// Another engine's directories would be searched, and its pods be found.
 			return fallback, nil, nil, false, fmt.Errorf("%w; or tell what that engine used, with --root and --state", noEngine(t.address(), err))
