@@ -106,7 +106,7 @@ conformance: ## docs/CONFORMANCE.md from the last results of test-integration an
 # and what a host without cgroup v2, AppArmor and systemd skips.
 SMOKE := VersionAndStatus LifeOfAPod ExecSync Exits LogRecords OOMIsToldExactly UpdateResources LifeOfAnImage \
 	OneTagForEveryMachine ImageOfAnotherPlatform HostPort KilledShimIsNotSuccess UnreadableRecordIsSetAside UserNamespace \
-	AppArmor LimitsOnV2 OOMGroup SystemdRestarts ScopesAreHealed StrayUnits
+	AppArmor LimitsOnV2 OOMGroup ImageUnderQemu SystemdRestarts ScopesAreHealed StrayUnits
 empty :=
 
 vm-smoke: ## a selection of vm-test that takes some minutes: make vm-smoke ARCH=arm64 [INIT=bare|systemd]
