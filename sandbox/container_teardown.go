@@ -315,11 +315,9 @@ func oomCause(o *shim.OOM) string {
 // deleteRuntimeState makes shim and runtime forget the container. The shim has run the runtime's delete when it saw the end; the
 // daemon runs it only where there was no shim to do so.
 func (c *container) deleteRuntimeState(ctx context.Context) error {
-	if !c.silent.Load() {
-		asked, end := context.WithTimeout(ctx, exitPatience)
-		defer end()
-		if err := c.forgetInShim(asked); err != nil && !errors.Is(err, shim.ErrGone) {
-			c.Log.Warn("a shim did not forget a container", "container", c.id, "error", err)
+	if err := c.forgotten(ctx); err != nil {
+		if err := c.endCommands(ctx); err != nil {
+			return err
 		}
 	}
 	runtime := c.runtime()
@@ -330,6 +328,30 @@ func (c *container) deleteRuntimeState(ctx context.Context) error {
 		return fmt.Errorf("cannot delete container %s from the runtime: %w", c.id, err)
 	}
 	return nil
+}
+
+// forgotten is nil when the shim has nothing more to do with the container.
+func (c *container) forgotten(ctx context.Context) error {
+	if c.silent.Load() {
+		return ErrUnknownState
+	}
+	asked, end := context.WithTimeout(ctx, exitPatience)
+	defer end()
+	err := c.forgetInShim(asked)
+	if err != nil && !errors.Is(err, shim.ErrGone) {
+		c.Log.Warn("a shim did not forget a container", "container", c.id, "error", err)
+	}
+	return err
+}
+
+// endCommands ends what the runtime still does about the container, and what has come of that since the container was killed.
+func (c *container) endCommands(ctx context.Context) error {
+	pod, err := c.pod()
+	if err != nil || c.facts().BootID != c.BootID {
+		return nil
+	}
+	pod.facts().Shim.KillCommands(c.State, c.id)
+	return containerKill.Do(ctx, func() error { return c.Cgroups.Kill(ctx, c.facts().Cgroup) })
 }
 
 // forgetInShim asks twice: a start that failed is on record before its process is killed, and a process that was killed lives for

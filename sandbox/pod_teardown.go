@@ -188,8 +188,10 @@ func (p *pod) endShim(ctx context.Context) error {
 	for rest := time.Millisecond; ; rest = min(2*rest, 100*time.Millisecond) {
 		err := p.shim().Shutdown(asked)
 		switch {
-		case err == nil || errors.Is(err, shim.ErrGone) || asked.Err() != nil && refusal == nil:
-			return p.killShim()
+		case err == nil:
+			return p.killShim(false)
+		case errors.Is(err, shim.ErrGone) || asked.Err() != nil && refusal == nil:
+			return p.killShim(true)
 		case asked.Err() != nil:
 			return fmt.Errorf("the shim of pod %s refuses to end: %w", p.id, refusal)
 		}
@@ -205,35 +207,57 @@ func (p *pod) endShim(ctx context.Context) error {
 const shimPatience = 2 * time.Second
 
 // killShim makes sure of a shim's end by its pid and start time, which cannot mean another process of this boot. Those of another
-// boot are gone, and could.
-func (p *pod) killShim() error {
+// boot are gone, and could. One that has not ended in order leaves commands of the runtime behind, which are ended, too.
+func (p *pod) killShim(commands bool) error {
 	if p.facts().BootID != p.BootID {
 		return nil
 	}
 	process, recorded := p.facts().Shim, true
 	if process.PID == 0 {
 		var err error
-		if process, err = shim.ReadProcess(p.podState(p.id)); err != nil {
-			return nil // it never came to life, or has ended in order
+		if process, err = p.findShim(); err != nil {
+			return err
 		}
 		recorded = false
 	}
 	fd, err := process.Pin()
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	} else if err != nil {
+	gone := errors.Is(err, os.ErrProcessDone)
+	if err != nil && !gone {
 		return fmt.Errorf("cannot end the shim: %w", err)
 	}
-	defer unix.Close(fd)
-	if !recorded {
+	if !gone {
+		defer unix.Close(fd)
+	}
+	if !gone && !recorded {
 		if ours, err := worksIn(process.PID, p.podState(p.id)); err != nil || !ours {
 			return err
 		}
+	}
+	if commands {
+		if err := process.KillAll(p.State); err != nil {
+			return err
+		}
+	}
+	if gone {
+		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("cannot kill shim %d: %w", process.PID, err)
 	}
 	return waitPidfd(fd, shimPatience)
+}
+
+// findShim looks for a shim that is not on record: the pod was given up before, or its engine died. A zero one never came to life, or
+// has ended in order.
+func (p *pod) findShim() (shim.Process, error) {
+	if process, err := shim.ReadProcess(p.podState(p.id)); err == nil {
+		return process, nil
+	}
+	process, err := shim.Find(p.podState(p.id))
+	if errors.Is(err, os.ErrProcessDone) {
+		err = nil
+	}
+	return process, err
 }
 
 // worksIn tells whether dir is the working directory of a process, as that of its pod is a shim's. A file with a pid can be of

@@ -16,16 +16,19 @@ import (
 // A process whose parent ended first is found by its session, as long as that is the one of a process of the tree. One that
 // has made a session of its own as well, as daemons do, is not reached: that takes a cgroup of the exec's own (see leaf).
 func killTree(root int) {
-	tree := map[int]int{} // pid -> pidfd
+	tree := map[int]int{}
+	stop(tree, root)
+	killTrees(tree)
+}
+
+// killTrees does so with the trees of all processes in tree (pid -> pidfd), which are stopped already. It closes the descriptors.
+func killTrees(tree map[int]int) {
 	defer func() {
 		for _, fd := range tree {
 			signalPidfd(fd, unix.SIGKILL)
 			unix.Close(fd)
 		}
 	}()
-	if !stop(tree, root) {
-		return
-	}
 	// A stop takes effect when the process next leaves the kernel; until then it may finish a fork. Hence until nothing changes.
 	for grown := true; grown; {
 		grown = false

@@ -306,10 +306,20 @@ func (s *server) shutdown() error {
 			c.release()
 		}
 	}
+	s.killCommands()
 	s.listener.Close()
 	unix.Unlinkat(s.dir, socketName, 0)
 	unix.Unlinkat(s.dir, pidName, 0)
 	return nil
+}
+
+// killCommands ends what the runtime's commands still do, which would be nobody's: one that hangs in an exec, for example.
+func (s *server) killCommands() {
+	for _, pid := range children(s.self.PID) {
+		if stat, err := readStat(pid); err == nil && stat.state != 'Z' && pid != s.init.PID {
+			killTree(pid)
+		}
+	}
 }
 
 // stop ends the init and lets nothing new begin, or refuses to.
