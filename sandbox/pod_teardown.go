@@ -130,7 +130,7 @@ func (p *pod) release(ctx context.Context) error {
 		undo{podDetach, p.detach},
 		undo{podUnpin, func(context.Context) error { return namespace.Unpin(p.namespaceDir()) }},
 		undo{podUnmount, func(context.Context) error { return unmountShm(p.file("shm")) }},
-		undo{podUncgroup, func(ctx context.Context) error { return p.Cgroups.Remove(ctx, p.facts().Cgroup) }},
+		undo{podUncgroup, p.removeCgroup},
 		undo{podUndirs, func(context.Context) error { return os.RemoveAll(p.podState(p.id)) }},
 	))
 }
@@ -176,6 +176,14 @@ func (p *pod) killInit(ctx context.Context) error {
 		return nil
 	}
 	return p.Cgroups.Kill(ctx, p.facts().Cgroup)
+}
+
+// removeCgroup comes after the end of the shim, which may have started an init meanwhile: one that was silent does late what it was asked.
+func (p *pod) removeCgroup(ctx context.Context) error {
+	if err := p.killInit(ctx); err != nil {
+		return err
+	}
+	return p.Cgroups.Remove(ctx, p.facts().Cgroup)
 }
 
 // endShim leaves no shim of this pod. One that does not answer is killed: somebody asked for the end of the pod, and

@@ -23,7 +23,10 @@ func (s *server) startInit(r *InitRequest) (*Process, error) {
 	if r == nil {
 		return nil, errors.New("cannot start an init: nothing is said about it")
 	}
-	started, first := s.beginInit()
+	started, first, err := s.beginInit()
+	if err != nil {
+		return nil, err
+	}
 	if !first {
 		<-started
 		s.mu.Lock()
@@ -46,19 +49,22 @@ func (s *server) startInit(r *InitRequest) (*Process, error) {
 }
 
 // beginInit returns a channel that is closed once there is an init or the attempt to start one has failed.
-func (s *server) beginInit() (started chan struct{}, first bool) {
+func (s *server) beginInit() (started chan struct{}, first bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopped {
+		return nil, false, errors.New("cannot start the pod's init: the shim is shutting down")
+	}
 	if s.starting != nil {
-		return s.starting, false
+		return s.starting, false, nil
 	}
 	started = make(chan struct{})
 	if s.init.PID != 0 {
 		close(started)
-		return started, false
+		return started, false, nil
 	}
 	s.starting = started
-	return started, true
+	return started, true, nil
 }
 
 func (s *server) forkInit(r InitRequest) (Process, *os.File, error) {

@@ -104,7 +104,11 @@ func newServer(c Config) (*server, error) {
 	}
 	s := &server{config: c, done: make(chan struct{}), containers: map[string]*container{}, making: map[string]chan struct{}{},
 		reaper: &reaper{null: null, claims: map[int]chan<- ending{}, births: map[*birth]struct{}{}}}
-	s.leaves = sync.OnceValue(func() runc.SubCgroups { return s.runtime(context.Background()).SubCgroups(context.Background()) })
+	s.leaves = sync.OnceValue(func() runc.SubCgroups {
+		ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+		defer cancel()
+		return s.runtime(ctx).SubCgroups(ctx)
+	})
 	s.reaper.oom.protect(shimOOMScore)
 	s.reaper.run()
 	if s.dir, err = openDir(c.Dir); err != nil {
@@ -185,6 +189,9 @@ func (s *server) answer(conn *os.File, r request, files []*os.File) (answer repl
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	if left(conn) {
+		return answer, errors.New("the caller has gone") // while the shim could not take the call; what nobody waits for is not begun
+	}
 	hungUp := func() context.Context {
 		go func() { io.ReadFull(conn, make([]byte, 1)); cancel() }()
 		return ctx
@@ -217,6 +224,19 @@ func (s *server) answer(conn *os.File, r request, files []*os.File) (answer repl
 		err = fmt.Errorf("this shim of version %d knows no call %q", Version, r.Call)
 	}
 	return answer, err
+}
+
+// askLimit is how long the runtime may take to say what it takes.
+const askLimit = 10 * time.Second
+
+// left reports whether the caller has gone already.
+func left(conn *os.File) (gone bool) {
+	control(conn, func(fd int) error {
+		n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = n == 0 && err == nil
+		return err
+	})
+	return gone
 }
 
 // touch is the calls that ask one thing of one container and return at once.
@@ -334,6 +354,9 @@ func (s *server) stop() (ended []*container, err error) {
 			return nil, fmt.Errorf("cannot shut down the shim of pod %s: container %s lives", s.config.PodID, id)
 		}
 		ended = append(ended, c)
+	}
+	if s.starting != nil { // it would outlive its shim
+		return nil, fmt.Errorf("cannot shut down the shim of pod %s: its init is being started", s.config.PodID)
 	}
 	s.stopped = true
 	if s.initFD != nil {
