@@ -142,6 +142,7 @@ func (c *container) runtime() *Runtime {
 
 // Create makes a container in a READY pod and leaves it CREATED. A repeated request joins the running one or finds its container.
 func (c *Containers) Create(ctx context.Context, podID string, cfg *cri.ContainerConfig) (string, error) {
+	whole := ctx
 	ctx, stop := beforeDeadline(ctx)
 	defer stop()
 	pod, err := c.pods.index.pod(podID)
@@ -156,7 +157,7 @@ func (c *Containers) Create(ctx context.Context, podID string, cfg *cri.Containe
 		err := found.built.wait(ctx)
 		switch r := found.facts(); {
 		case ctx.Err() != nil:
-			return "", fmt.Errorf("container %q is not made yet: %s: %w", cfg.Metadata.Name, &found.doing, context.Cause(ctx))
+			return "", fmt.Errorf("container %q is not made yet: %s%s: %w", cfg.Metadata.Name, &found.doing, pod.silence(whole), context.Cause(ctx))
 		case late && (r.Doomed || r.CreatedAt.IsZero()): // a removal that did not finish: finish it, then begin anew
 			if err := found.remove(ctx); err != nil {
 				return "", fmt.Errorf("container %q of this attempt still exists as %s and cannot be removed: %w", cfg.Metadata.Name, found.id, err)
@@ -202,7 +203,7 @@ func (c *Containers) Start(ctx context.Context, id string) error {
 	if err := found.built.wait(ctx); err != nil {
 		return err
 	}
-	return found.timeline.during(ctx, "StartContainer", containerStarted, found.start)
+	return found.start(ctx)
 }
 
 // Stop sends the stop signal, waits up to timeout, then kills. A container that does not exist or does not run is stopped.
@@ -213,6 +214,8 @@ func (c *Containers) Stop(ctx context.Context, id string, timeout time.Duration)
 	} else if err != nil {
 		return err
 	}
+	ctx, stop := beforeDeadline(ctx)
+	defer stop()
 	return found.timeline.during(ctx, "StopContainer", containerReleased, func(ctx context.Context) error { return found.stop(ctx, timeout) })
 }
 

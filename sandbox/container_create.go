@@ -351,13 +351,29 @@ func (c *container) create(ctx context.Context, owner shim.Owner) (process shim.
 	return process, fault, nil
 }
 
-// start runs what create prepared.
+// start runs what create prepared. It begins as long as the caller is there, and goes on without: half a start cannot be taken back.
 func (c *container) start(ctx context.Context) error {
-	if err := c.turn.take(ctx); err != nil {
-		return fmt.Errorf("cannot start container %s yet, another operation on it is running: %w", c.id, err)
+	patient, stop := beforeDeadline(ctx)
+	defer stop()
+	if err := c.turn.take(patient); err != nil {
+		return fmt.Errorf("cannot start container %s yet, another operation on it is running%s: %w", c.id, c.silence(ctx), err)
 	}
-	defer c.turn.give()
-	ctx = context.WithoutCancel(ctx) // half a start cannot be taken back
+	started := newResult()
+	go func() {
+		err := c.timeline.during(context.WithoutCancel(ctx), "StartContainer", containerStarted, c.begin)
+		c.turn.give()
+		started.end(err)
+	}()
+	select {
+	case <-started.done:
+		return started.err
+	case <-patient.Done():
+		return fmt.Errorf("container %s is not started yet, and the work goes on: waiting for the OCI runtime%s: %w", c.id, c.silence(ctx), context.Cause(patient))
+	}
+}
+
+// begin is start for those who hold the turn.
+func (c *container) begin(ctx context.Context) error {
 	switch state := c.state(); {
 	case c.gone || c.facts().Doomed:
 		return fmt.Errorf("container %s: %w", c.id, ErrNotFound)

@@ -141,7 +141,7 @@ func (c *container) runtimeCreate(ctx context.Context, create func(context.Conte
 	defer c.suspect(ctx)()
 	err := containerCreate.Do(ctx, func() error { return create(ctx) })
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%s: %w", &c.doing, context.Cause(ctx))
+		return fmt.Errorf("%s%s: %w", &c.doing, c.silence(context.WithoutCancel(ctx)), context.Cause(ctx))
 	}
 	return err
 }

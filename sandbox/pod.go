@@ -45,6 +45,7 @@ type pod struct {
 	wanted             context.Context // ends when somebody asks for the pod's end
 	unwant             context.CancelCauseFunc
 	silent             atomic.Bool // the shim lives but does not answer
+	doing              activity    // what the build waits for
 	cpu                cpuRate
 	stuck              atomic.Bool // a teardown failed
 	stopping, removing ending
@@ -125,6 +126,9 @@ func (p *pod) build(ctx context.Context) {
 	p.turn.give()
 }
 
+// startingInit is what the shim is asked for before the pod is READY.
+const startingInit = "waiting for its shim to start its init"
+
 func (p *pod) make(ctx context.Context) error {
 	err := podRecordIntent.Do(ctx, func() error {
 		if err := os.MkdirAll(p.podRoot(p.id), 0o700); err != nil {
@@ -137,14 +141,17 @@ func (p *pod) make(ctx context.Context) error {
 	}
 	var dns networkDNS
 	var next podRecord
-	steps := []func() error{
-		func() error { return p.makeDirs(ctx) },
-		func() error { return p.makeCgroup(ctx) },
-		func() error { return p.makeNamespaces(ctx) },
-		func() (err error) { next.IPs, dns, err = p.attach(ctx); return err },
-		func() error { return p.makeFiles(ctx, dns) },
-		func() (err error) { next.Shim, err = p.spawnShim(ctx); return err },
-		func() (err error) { next.Init, err = p.startInit(ctx); return err },
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"making its directories", func() error { return p.makeDirs(ctx) }},
+		{"making its cgroup", func() error { return p.makeCgroup(ctx) }},
+		{"making its namespaces", func() error { return p.makeNamespaces(ctx) }},
+		{"waiting for the network", func() (err error) { next.IPs, dns, err = p.attach(ctx); return err }},
+		{"making its files", func() error { return p.makeFiles(ctx, dns) }},
+		{"starting its shim", func() (err error) { next.Shim, err = p.spawnShim(ctx); return err }},
+		{startingInit, func() (err error) { next.Init, err = p.startInit(ctx); return err }},
 	}
 	if p.initOwns() {
 		steps = slices.Concat(steps[:2], steps[5:], steps[2:5])
@@ -153,10 +160,12 @@ func (p *pod) make(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := step(); err != nil {
+		p.doing.set("%s", step.what)
+		if err := step.do(); err != nil {
 			return err
 		}
 	}
+	p.doing.set("waiting for plugins")
 	if err := p.askPlugins(ctx, next); err != nil {
 		return err
 	}

@@ -112,12 +112,15 @@ func (p *Pods) Run(ctx context.Context, cfg *cri.PodSandboxConfig, handler strin
 	if err := p.checkPod(cfg, handler); err != nil {
 		return "", err
 	}
+	whole := ctx
+	ctx, stop := beforeDeadline(ctx)
+	defer stop()
 	for {
 		pod, late := p.claimPod(ctx, cfg, handler)
 		err := pod.built.wait(ctx)
 		switch r := pod.facts(); {
 		case ctx.Err() != nil:
-			return "", context.Cause(ctx)
+			return "", fmt.Errorf("pod %s is not up yet, and the work goes on: %s%s: %w", keyOfPod(cfg.Metadata), &pod.doing, pod.silenceAtStart(whole), context.Cause(ctx))
 		case late && (r.Doomed || r.ReadyAt.IsZero()): // a removal that did not finish: finish it, then begin anew
 			if err := pod.remove(ctx); err != nil {
 				return "", fmt.Errorf("pod %s still exists as %s and cannot be removed: %w", keyOfPod(cfg.Metadata), pod.id, err)

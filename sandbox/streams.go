@@ -43,6 +43,9 @@ func (c *Containers) ExecSync(ctx context.Context, id string, command []string, 
 	if err != nil {
 		return nil, nil, 0, err
 	}
+	whole := ctx
+	ctx, stop := beforeDeadline(ctx)
+	defer stop()
 	if timeout > 0 {
 		var end context.CancelFunc
 		ctx, end = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it did not end within %s: %w", timeout, ErrTimeout))
@@ -52,6 +55,9 @@ func (c *Containers) ExecSync(ctx context.Context, id string, command []string, 
 	request := shim.ExecRequest{ID: found.id, Process: process, KillRest: timeout > 0}
 	exit, err := found.runExec(ctx, request, Streams{Stdout: &out, Stderr: &errs})
 	if ctx.Err() != nil {
+		if silence := found.silence(whole); silence != "" {
+			return nil, nil, 0, fmt.Errorf("command %q in container %s has not ended%s: %w", command, found.id, silence, context.Cause(ctx))
+		}
 		return nil, nil, 0, fmt.Errorf("command %q in container %s was ended: %w", command, found.id, context.Cause(ctx))
 	}
 	if err != nil {
