@@ -316,12 +316,21 @@ func takeState(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the lock of the state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another engine works on %s: stop it, or give this one --root, --state and --listen of its own (lock %s: %w)", dir, path, err)
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if time.Since(begun) > lockPatience {
+			f.Close()
+			return nil, fmt.Errorf("another engine works on %s: stop it, or give this one --root, --state and --listen of its own (lock %s: %w)", dir, path, err)
+		}
 	}
-	return f, nil
 }
+
+// lockPatience is for a daemon that was killed while it started a program: its child has the lock until its execve, which on a busy
+// machine can take a moment.
+const lockPatience = time.Second
 
 // listen takes the socket that systemd holds, so that clients wait while the engine restarts, or else makes it, readable
 // and writable by root and its group. The lock on the state directory is held by then, so a socket that is there is nobody's,
