@@ -52,6 +52,14 @@ const logEnv = "EVENKEEL_TEST_LOG"
 
 func (n *node) finish() {
 	t := n.t
+	defer func() { // also where a look at what is left ends the test
+		if t.Failed() || os.Getenv(logEnv) != "" {
+			t.Logf("the daemon's last words (%s):\n%s", n.Base, n.LastWords(40))
+		}
+		if err := n.Clean(); err != nil {
+			t.Errorf("cannot clean up: %v", err)
+		}
+	}()
 	if n.Runtime != nil && !n.Ended() {
 		if err := n.RemoveAll(context.Background()); err != nil {
 			t.Errorf("cannot remove all pods: %v", err)
@@ -61,12 +69,6 @@ func (n *node) finish() {
 			t.Error(err)
 		}
 		n.nothingShared()
-	}
-	if t.Failed() || os.Getenv(logEnv) != "" {
-		t.Logf("the daemon's last words (%s):\n%s", n.Base, n.LastWords(40))
-	}
-	if err := n.Clean(); err != nil {
-		t.Errorf("cannot clean up: %v", err)
 	}
 }
 

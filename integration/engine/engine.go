@@ -249,9 +249,12 @@ func (e *Engine) await() error {
 	limit := Patience(startLimit)
 	for time.Since(start) < limit {
 		if conn, err := net.Dial("unix", e.Socket()); err == nil {
-			e.Ready = time.Since(start)
+			ours := e.listensAt(conn)
 			conn.Close()
-			return nil
+			if ours {
+				e.Ready = time.Since(start)
+				return nil
+			}
 		}
 		select {
 		case <-e.ended:
@@ -260,6 +263,20 @@ func (e *Engine) await() error {
 		}
 	}
 	return fmt.Errorf("the daemon does not listen after %s\n%s", limit, e.LastWords(20))
+}
+
+// listensAt reports whether it is this daemon that took the connection. A daemon that was killed while it started a program has left a
+// child for a moment, before its execve, that still holds the old socket.
+func (e *Engine) listensAt(conn net.Conn) bool {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil || e.Handover != nil {
+		return err == nil
+	}
+	var listener *syscall.Ucred
+	raw.Control(func(fd uintptr) {
+		listener, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	return err == nil && int(listener.Pid) == e.PID()
 }
 
 // Kill sends SIGKILL and returns when the daemon is gone. Its pods live on.
@@ -298,6 +315,9 @@ func (e *Engine) Ended() bool {
 		return false
 	}
 }
+
+// Exited is closed when the daemon has exited.
+func (e *Engine) Exited() <-chan struct{} { return e.ended }
 
 // AwaitEnd returns when the daemon has exited by itself.
 func (e *Engine) AwaitEnd(ctx context.Context) error {
