@@ -394,6 +394,42 @@ func TestShimHangsInExec(t *testing.T) {
 	})
 }
 
+// TestShimHangsInStop: a shim that does not tell how a container ended is given some seconds. The container is dead long before.
+func TestShimHangsInStop(t *testing.T) {
+	fates(t, func(t *testing.T, fate string, restart bool) {
+		h := withPod(t)
+		id := h.node.run(h.pod, h.cfg, engine.Sleeper("main", busybox))
+		pid := h.containerPID(id)
+		h.signal(syscall.SIGSTOP)
+		h.told(func(ctx context.Context) error {
+			_, err := h.Runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id, Timeout: engine.Seconds(1)})
+			return err
+		})
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(stat), ") Z ") {
+			t.Errorf("the container's process: %s", stat)
+		}
+		if restart {
+			must(t, h.Restart())
+			if s := h.status(id); s.State != cri.ContainerState_CONTAINER_UNKNOWN {
+				t.Errorf("the container is %s", s.State)
+			}
+		}
+		switch fate {
+		case "wakes":
+			h.wake()
+			if s := h.awaitState(id, cri.ContainerState_CONTAINER_EXITED); s.ExitCode == 0 {
+				t.Errorf("a container that was killed: %v", s)
+			}
+		case "dies":
+			h.signal(syscall.SIGKILL)
+			if s := h.awaitState(id, cri.ContainerState_CONTAINER_EXITED); s.ExitCode == 0 {
+				t.Errorf("a container that was killed: %v", s)
+			}
+		}
+		h.endPod()
+	})
+}
+
 // TestShimHangsAsItComes: the same, of a shim that never comes as far as its first word. Only a pod with an init asks it for something
 // before it is READY.
 func TestShimHangsAsItComes(t *testing.T) {

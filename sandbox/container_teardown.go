@@ -62,7 +62,7 @@ func (c *container) stop(ctx context.Context, timeout time.Duration) error {
 		defer c.turn.give()
 		return c.release(work)
 	})
-	return killed.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c.inTheWay)
+	return killed.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c)
 }
 
 // awaitStart returns when no start is under way: what is being started runs in a moment, and whoever asks for its end means that.
@@ -78,7 +78,7 @@ func (c *container) awaitStart(ctx context.Context, grace time.Time) error {
 		return err
 	}
 	c.unwant(errContainerStopped)
-	return start.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c.inTheWay)
+	return start.await(ctx, fmt.Sprintf("container %s is not stopped", c.id), c)
 }
 
 // ask sends the stop signal and waits for the end of the process, at most timeout. A shim that is silent uses up that time, too.
@@ -114,7 +114,7 @@ func (c *container) remove(ctx context.Context) error {
 	removed := c.removing.join(func() error {
 		return c.timeline.during(context.WithoutCancel(ctx), "RemoveContainer", containerErase, c.discard)
 	})
-	return removed.await(ctx, fmt.Sprintf("container %s is not removed", c.id), c.inTheWay)
+	return removed.await(ctx, fmt.Sprintf("container %s is not removed", c.id), c)
 }
 
 // discard is remove for those who wait for as long as it takes.

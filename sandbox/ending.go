@@ -38,9 +38,16 @@ func (e *ending) join(work func() error) *result {
 // calls again; kubeadm reset gives it two seconds, five times.
 const endPatience = 10 * time.Second
 
+// A mortal is what an ending is of.
+type mortal interface {
+	inTheWay() error                      // processes that no signal reaches
+	silence(whole context.Context) string // of its shim, which is given some seconds to tell what it knows
+}
+
 // await waits for an ending as long as its caller has time. It gives up earlier on a process that no signal reaches, whose
 // end nobody can bring about; everything else that can take long has a limit of its own.
-func (r *result) await(ctx context.Context, what string, inTheWay func() error) error {
+func (r *result) await(ctx context.Context, what string, of mortal) error {
+	whole := ctx
 	ctx, stop := beforeDeadline(ctx)
 	defer stop()
 	patience := time.NewTimer(endPatience)
@@ -50,22 +57,22 @@ func (r *result) await(ctx context.Context, what string, inTheWay func() error) 
 		case <-r.done:
 			return r.err
 		case <-patience.C:
-			if err := inTheWay(); err != nil {
-				return unended(what, err)
+			if err := of.inTheWay(); err != nil {
+				return unended(what, err, "")
 			}
 			patience.Reset(endPatience)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return fmt.Errorf("%s yet, and the work goes on: %w", what, context.Cause(ctx))
 			}
-			return unended(what, inTheWay())
+			return unended(what, of.inTheWay(), of.silence(whole))
 		}
 	}
 }
 
-func unended(what string, reason error) error {
+func unended(what string, reason error, silence string) error {
 	if reason == nil {
-		return fmt.Errorf("%s yet, and the work goes on; another request joins it: %w", what, ErrTimeout)
+		return fmt.Errorf("%s yet%s, and the work goes on; another request joins it: %w", what, silence, ErrTimeout)
 	}
 	return fmt.Errorf("%s yet: %w: this ends by itself when the kernel lets go of them, and another request joins it: %w", what, reason, ErrTimeout)
 }

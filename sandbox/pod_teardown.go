@@ -35,7 +35,7 @@ var errStopped = errors.New("the pod was stopped while it was being made")
 
 // stop ends the pod's life. It returns nil when nothing of it lives, whoever ended it.
 func (p *pod) stop(ctx context.Context) error {
-	return p.beginStop(ctx).await(ctx, fmt.Sprintf("pod %s is not stopped", p.id), p.inTheWay)
+	return p.beginStop(ctx).await(ctx, fmt.Sprintf("pod %s is not stopped", p.id), p)
 }
 
 func (p *pod) beginStop(ctx context.Context) *result {
@@ -69,7 +69,7 @@ func (p *pod) halt(ctx context.Context) error {
 
 // remove stops the pod and forgets it. It returns nil when nothing of it is left, whoever removed it.
 func (p *pod) remove(ctx context.Context) error {
-	return p.beginRemove(ctx).await(ctx, fmt.Sprintf("pod %s is not removed", p.id), p.inTheWay)
+	return p.beginRemove(ctx).await(ctx, fmt.Sprintf("pod %s is not removed", p.id), p)
 }
 
 func (p *pod) beginRemove(ctx context.Context) *result {

@@ -12,22 +12,22 @@ import (
 // voiceLimit is how long a shim may take to show that it lives, when somebody who has waited for it in vain wants to know why.
 const voiceLimit = time.Second
 
-// silence tells of a shim that does not answer right now, as the end of a sentence about what waits for it; empty: it answers. Who
+// silence tells of a shim that does not answer right now, as the end of a sentence about what waits for it; empty: it answers, or is gone. Who
 // asks has lost patience a little before ctx ends (beforeDeadline), and a third of what is left is the shim's.
 func (p *pod) silence(ctx context.Context) string {
 	limit := voiceLimit
 	if deadline, ok := ctx.Deadline(); ok {
-		limit = max(0, min(limit, time.Until(deadline)/3))
+		limit = min(limit, time.Until(deadline)/3)
+	}
+	if limit < 5*time.Millisecond {
+		return "" // no shim could
 	}
 	asked, end := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer end()
-	switch _, err := p.shim().State(asked); {
-	case errors.Is(err, shim.ErrGone):
-		return ", and the shim of its pod is gone"
-	case err != nil:
-		return fmt.Sprintf(", and the shim of its pod%s does not answer", p.shimNumber())
+	if _, err := p.shim().State(asked); err == nil || errors.Is(err, shim.ErrGone) {
+		return ""
 	}
-	return ""
+	return fmt.Sprintf(", and the shim of its pod%s does not answer", p.shimNumber())
 }
 
 // shimNumber is also known of a shim that is not on record yet.
