@@ -112,6 +112,23 @@ func (h *hung) signal(s syscall.Signal) {
 	}
 }
 
+// stopShim returns when the shim stands still: on a busy machine one of its threads may still answer after the signal was sent.
+func (h *hung) stopShim() {
+	h.t.Helper()
+	h.signal(syscall.SIGSTOP)
+	h.eventually(10*time.Second, func() error {
+		for _, pid := range h.shims() {
+			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+			for _, thread := range threads {
+				if stat, err := os.ReadFile(thread); err == nil && !strings.Contains(string(stat), ") T ") {
+					return fmt.Errorf("the shim goes on: %s", stat)
+				}
+			}
+		}
+		return nil
+	})
+}
+
 func (h *hung) wake() { h.letGo(); h.signal(syscall.SIGCONT) }
 
 // commands are the runtime's, the gate's child included, that run on this engine's containers.
@@ -142,7 +159,7 @@ func (h *hung) stopWith(send func(context.Context) error, underWay func()) (answ
 	ctx := h.ctx()
 	go func() { answer <- send(ctx) }()
 	underWay()
-	h.signal(syscall.SIGSTOP)
+	h.stopShim()
 	return answer
 }
 
@@ -400,7 +417,7 @@ func TestShimHangsInStop(t *testing.T) {
 		h := withPod(t)
 		id := h.node.run(h.pod, h.cfg, engine.Sleeper("main", busybox))
 		pid := h.containerPID(id)
-		h.signal(syscall.SIGSTOP)
+		h.stopShim()
 		h.told(func(ctx context.Context) error {
 			_, err := h.Runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id, Timeout: engine.Seconds(1)})
 			return err
