@@ -71,18 +71,19 @@ func (t tracking) Accept() (net.Conn, error) {
 
 // conn is a connection that knows when its peer has hung up. Both wire protocols read all the time, so a failed read
 // tells it at once; net/http tells it only until a connection is hijacked, which every one of ours is. While a process leaves
-// its stdin unread and the client has sent more than the pipe holds, nobody reads, and a client's end is behind all that it
+// its stdin unread, or reads slowly, and the client has sent more than the pipe holds, a client's end is behind all that it
 // has sent. Then the client gets a heartbeat now and again: one that has gone answers any byte with a reset, and the next
 // write fails.
 type conn struct {
 	net.Conn
 	conns *conns
 
-	mu      sync.Mutex // guards gone, end, reading and beat
+	mu      sync.Mutex // guards gone, end, reading, beat and wound
 	gone    bool
 	end     context.CancelCauseFunc // of the context of its requests; nil until there is one
-	reading bool
-	beat    *time.Timer // runs while nobody reads; nil until a request may upgrade
+	reading bool                    // now, so that the client's end would be noticed
+	beat    *time.Timer             // nil until a request may upgrade
+	wound   bool                    // beat runs
 
 	writing sync.Mutex // guards frames, and keeps heartbeats out of the others' writes
 	frames  *frames    // nil until a request may upgrade
@@ -103,16 +104,15 @@ func (n *conn) reads(now bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.reading = now
-	n.pace()
+	if !now {
+		n.wind()
+	}
 }
 
-// pace starts what is left until the next heartbeat anew, or stops it where none is needed. n.mu is held.
-func (n *conn) pace() {
-	switch {
-	case n.beat == nil:
-	case n.gone || n.reading:
-		n.beat.Stop()
-	default:
+// wind has beat run, if it does not: a read puts no heartbeat off, since a slow reader reads again and again. n.mu is held.
+func (n *conn) wind() {
+	if n.beat != nil && !n.wound && !n.gone {
+		n.wound = true
 		n.beat.Reset(heartbeatAfter)
 	}
 }
@@ -138,12 +138,20 @@ func (n *conn) upgrade(f framing) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.beat == nil {
-		n.beat = time.AfterFunc(heartbeatAfter, n.heartbeat)
+		n.beat, n.wound = time.AfterFunc(heartbeatAfter, n.heartbeat), true
 	}
 }
 
-// heartbeat leaves out a beat while a write is under way or a frame is half written: the end of that tells as much.
+// heartbeat ends the beats when somebody waits in a read, whose end begins them again. It leaves one out while a write is under
+// way or a frame is half written: the end of that tells as much.
 func (n *conn) heartbeat() {
+	n.mu.Lock()
+	n.wound = false
+	reading := n.reading
+	n.mu.Unlock()
+	if reading {
+		return
+	}
 	if n.writing.TryLock() {
 		if f := n.frames; f.between() {
 			if _, err := n.Conn.Write(f.heartbeat); err != nil {
@@ -154,7 +162,7 @@ func (n *conn) heartbeat() {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.pace()
+	n.wind()
 }
 
 func (n *conn) Close() error {
@@ -167,7 +175,9 @@ func (n *conn) hangUp() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.gone = true
-	n.pace()
+	if n.beat != nil {
+		n.beat.Stop()
+	}
 	if n.end != nil {
 		n.end(errGone)
 	}

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// heartbeatAfter is how long nobody reads from a connection before the client is told that we live, and how often from then on.
+// heartbeatAfter is how often a client is told that we live, while nobody is found waiting for what it sends.
 const heartbeatAfter = 2 * time.Second
 
 // A framing is a wire protocol as far as something can be put between two of its frames.

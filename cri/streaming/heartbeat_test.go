@@ -29,7 +29,7 @@ func actClient(transport, address string) {
 	}
 }
 
-// stuffed starts a client whose command does not read, and sends until nothing goes any more.
+// stuffed starts a client whose command does not read, or slowly, and sends until nothing goes for half a second.
 func stuffed(t *testing.T, transport string, s *Server, command ...string) (client *exec.Cmd, stdin io.WriteCloser, sent int, out *bytes.Buffer) {
 	t.Helper()
 	client = exec.Command(os.Args[0], "client", transport, execURL(t, s, &cri.ExecRequest{Cmd: command, Stdin: true, Stdout: true}))
@@ -44,7 +44,7 @@ func stuffed(t *testing.T, transport string, s *Server, command ...string) (clie
 	}
 	t.Cleanup(func() { client.Process.Kill() })
 	for chunk := bytes.Repeat([]byte("x"), 4096); ; { // a pipe takes no more than PIPE_BUF or all of it
-		stdin.(interface{ SetWriteDeadline(time.Time) error }).SetWriteDeadline(time.Now().Add(2 * time.Second))
+		stdin.(interface{ SetWriteDeadline(time.Time) error }).SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 		n, err := stdin.Write(chunk)
 		if sent += n; err != nil {
 			return client, stdin, sent, out
@@ -56,15 +56,20 @@ func stuffed(t *testing.T, transport string, s *Server, command ...string) (clie
 }
 
 func TestExecThatDoesNotReadEndsWithItsClient(t *testing.T) {
-	for name := range transports {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, l := serve(t)
-			client, _, _, _ := stuffed(t, name, s, "sleep", "1000")
-			client.Process.Kill()
-			client.Wait()
-			endsWithin(t, l, 5*heartbeatAfter)
-		})
+	for what, command := range map[string]string{
+		"not at all": "exec sleep 1000",
+		"slowly":     "while dd bs=4k count=1 of=/dev/null 2>/dev/null; do sleep 0.1; done",
+	} {
+		for name := range transports {
+			t.Run(what+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				s, l := serve(t)
+				client, _, _, _ := stuffed(t, name, s, "sh", "-c", command)
+				client.Process.Kill()
+				client.Wait()
+				endsWithin(t, l, 5*heartbeatAfter)
+			})
+		}
 	}
 }
 
