@@ -53,7 +53,10 @@ func TestImageTools(t *testing.T) {
 	}
 
 	archive := filepath.Join(t.TempDir(), "a.tar.zst")
-	n.says("", "export", ref, "--to", archive, "--compress", "zstd")
+	n.says(id, "export", ref, "--to", archive, "--compress", "zstd", "--output", "json")
+	if out, err := n.evenkeel("export", ref, "--output", "json"); err == nil || !strings.Contains(out, "--to") || len(out) > 1000 {
+		t.Errorf("an archive and a list, both on standard output: %v, %d bytes", err, len(out))
+	}
 	_, err = n.Images.RemoveImage(n.ctx(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: ref}})
 	must(t, err)
 	n.says(id[len("sha256:"):][:12], "import", archive)

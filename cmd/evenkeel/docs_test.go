@@ -21,7 +21,7 @@ var answers = map[string][]any{
 	"explain": {explanation{}, explainedContainer{}, sandbox.Operation{}, sandbox.Step{}},
 	"logs":    {logRecord{}}, "exec": {execResult{}}, "stop": {done{}}, "rm": {done{}},
 	"images": {imageRow{}}, "images explain": {operator.Explanation{}, operator.HostExplanation{}},
-	"pull": {fetched{}}, "import": {fetched{}}, "export": {}, "rmi": {done{}},
+	"pull": {fetched{}}, "import": {fetched{}}, "export": {fetched{}}, "rmi": {done{}},
 	"fsck":  {operator.CheckResult{}, operator.Damage{}, operator.BrokenImage{}},
 	"check": {checked{}}, "config": {setting{}}, "leftovers": {finding{}},
 }

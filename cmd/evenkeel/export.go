@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -22,7 +23,10 @@ func exportCommand() *cobra.Command {
 		Short: "Write images to an archive that is an OCI layout and loads with docker as well",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, refs []string) error {
-			if to == "-" && terminalOf(c.OutOrStdout()) != nil {
+			switch {
+			case to == "-" && t.json():
+				return errors.New("--output json goes to standard output, and so does the archive; name a file with --to")
+			case to == "-" && terminalOf(c.OutOrStdout()) != nil:
 				return errors.New("an archive is nothing for a terminal; name a file with --to")
 			}
 			// Ctrl-C must not leave the half of an archive beside the name that was asked for.
@@ -33,14 +37,14 @@ func exportCommand() *cobra.Command {
 				return err
 			}
 			defer e.Close()
-			err = writeArchive(to, c.OutOrStdout(), func(w io.Writer) error {
-				return operator.Client{Conn: e.conn}.Export(ctx, operator.ExportRequest{Images: refs, Compression: compression}, w)
-			})
-			if ctx.Err() != nil {
+			images, err := e.export(ctx, refs, to, compression, c.OutOrStdout())
+			switch {
+			case ctx.Err() != nil:
 				return exitCode(130)
-			}
-			if err != nil {
+			case err != nil:
 				return unlessSaid("cannot export "+strings.Join(refs, ", "), err)
+			case t.json():
+				return printJSON(c.OutOrStdout(), images)
 			}
 			return nil
 		},
@@ -48,6 +52,21 @@ func exportCommand() *cobra.Command {
 	c.Flags().StringVar(&to, "to", "-", "file, replaced when the archive is whole, or a pipe or device; -: standard output")
 	c.Flags().StringVar(&compression, "compress", "", "gzip or zstd (default: neither)")
 	return t.register(c)
+}
+
+// export names images by their ids to the engine: what a tag means can change meanwhile, and the answer is to tell what is in the
+// archive.
+func (e *engine) export(ctx context.Context, refs []string, to, compression string, out io.Writer) (images []fetched, err error) {
+	req := operator.ExportRequest{Compression: compression}
+	for _, ref := range refs {
+		i, err := e.image(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, fetched{Reference: ref, ID: i.Id, Tags: append([]string{}, i.RepoTags...), Digests: append([]string{}, i.RepoDigests...), Size: int64(i.Size)})
+		req.Images = append(req.Images, i.Id)
+	}
+	return images, writeArchive(to, out, func(w io.Writer) error { return operator.Client{Conn: e.conn}.Export(ctx, req, w) })
 }
 
 // writeArchive leaves no half archive under the name that was asked for. A pipe, a device or a link such as /dev/stdout is written

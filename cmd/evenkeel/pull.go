@@ -16,9 +16,9 @@ import (
 	"github.com/evenkeel/evenkeel/cri/operator"
 )
 
-// fetched is one image in pull and import --output json.
+// fetched is one image in pull, import and export --output json.
 type fetched struct {
-	Reference string   `json:"reference,omitempty"` // as it was asked for; pull only
+	Reference string   `json:"reference,omitempty"` // as it was asked for; not of import
 	ID        string   `json:"id"`
 	Tags      []string `json:"tags"`
 	Digests   []string `json:"digests"`

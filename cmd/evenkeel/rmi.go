@@ -52,16 +52,24 @@ func (t *tool) each(c *cobra.Command, refs []string, do func(ref string) (done, 
 
 // removeImage asks first, since CRI answers the removal of an image that never was with success.
 func (e *engine) removeImage(ctx context.Context, ref string) (done, error) {
-	spec := &cri.ImageSpec{Image: ref}
-	answer, err := e.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec})
+	i, err := e.image(ctx, ref)
 	if err != nil {
-		return done{}, fmt.Errorf("cannot look up image %s: %w", ref, err)
+		return done{}, err
 	}
-	if answer.Image == nil {
-		return done{}, fmt.Errorf("there is no image %s", ref)
-	}
-	if _, err := e.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: answer.Image.Id}}); err != nil {
+	if _, err := e.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: i.Id}}); err != nil {
 		return done{}, fmt.Errorf("cannot remove image %s: %w", ref, err)
 	}
-	return done{"image", answer.Image.Id, ref}, nil
+	return done{"image", i.Id, ref}, nil
+}
+
+// image looks one up. That there is none is no error in CRI, and one here.
+func (e *engine) image(ctx context.Context, ref string) (*cri.Image, error) {
+	answer, err := e.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}})
+	if err != nil {
+		return nil, fmt.Errorf("cannot look up image %s: %w", ref, err)
+	}
+	if answer.Image == nil {
+		return nil, fmt.Errorf("there is no image %s", ref)
+	}
+	return answer.Image, nil
 }
