@@ -35,7 +35,7 @@ type Rootfs struct {
 	Volatile bool
 }
 
-// maxLayers is overlayfs's OVL_MAX_STACK (fs/overlayfs/params.h).
+// maxLayers is how many lower directories an overlay may have: OVL_MAX_STACK (fs/overlayfs/params.h).
 const maxLayers = 500
 
 // overlayOptions are the same on every kernel, whatever defaults it was built with: no inode index, which ties an upper
@@ -79,8 +79,10 @@ func (r Rootfs) prepare() ([]string, error) {
 		return nil, fmt.Errorf("cannot mount overlay on %s: the image has %d layers, and the kernel takes %d", r.Target, len(lower), maxLayers)
 	}
 	if r.Upper == "" {
-		// overlayfs wants two directories where there is no upper one, and the mount point is an empty one.
-		return append(lower, r.Target), makeDir(r.Target, 0o755)
+		if len(lower) < 2 { // overlayfs wants two directories where there is no upper one, and the mount point is an empty one
+			lower = append(lower, r.Target)
+		}
+		return lower, makeDir(r.Target, 0o755)
 	}
 	if len(lower) == 0 { // an image without content; overlayfs wants one lower directory
 		lower = []string{filepath.Join(filepath.Dir(r.Upper), "lower")}

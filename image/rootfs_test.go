@@ -98,6 +98,55 @@ func TestRootfsOfFewLayers(t *testing.T) {
 	}
 }
 
+// TestRootfsOfAsManyLayersAsTheKernelTakes mounts them in every way, with a writable layer and without, and shows that one more
+// is the kernel's to refuse.
+func TestRootfsOfAsManyLayersAsTheKernelTakes(t *testing.T) {
+	base, err := os.MkdirTemp("/var/lib", "ektest-layers-") // on disk, for the mapped; everybody may enter
+	mustDo(t, err)
+	t.Cleanup(func() { os.RemoveAll(base) })
+	mustDo(t, os.Chmod(base, 0o711))
+	var layers [][]string
+	for i := range maxLayers {
+		layers = append(layers, []string{fmt.Sprintf("f%d=%d", i, i)})
+	}
+	writable := rootfsOf(t, base, layers...)
+	readOnly := writable
+	readOnly.Upper, readOnly.Work = "", ""
+	mapped := writable
+	mapped.Upper, mapped.Work, mapped.IDMap = filepath.Join(base, "mapped", "upper"), filepath.Join(base, "mapped", "work"), userNamespace(t)
+	with := func(mount func(Rootfs, []string) error) func(*testing.T, Rootfs) error {
+		return func(t *testing.T, r Rootfs) error {
+			lower, err := r.prepare()
+			mustDo(t, err)
+			return mount(r, lower)
+		}
+	}
+	whole := func(t *testing.T, r Rootfs) error { return r.Mount(t.Context()) }
+	for name, c := range map[string]struct {
+		rootfs Rootfs
+		mount  func(*testing.T, Rootfs) error
+	}{
+		"writable": {writable, whole}, "read-only": {readOnly, whole}, "mapped": {mapped, whole},
+		"writable, mount(2)": {writable, with(Rootfs.mountOld)}, "read-only, mount(2)": {readOnly, with(Rootfs.mountOld)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mustDo(t, c.mount(t, c.rootfs))
+			wantFiles(t, c.rootfs.Target, map[string]string{"f0": "0", fmt.Sprint("f", maxLayers-1): fmt.Sprint(maxLayers - 1)})
+			mustDo(t, Unmount(c.rootfs.Target))
+		})
+	}
+	for name, r := range map[string]Rootfs{"writable": writable, "read-only": readOnly} {
+		lower, err := r.prepare()
+		mustDo(t, err)
+		more := filepath.Join(base, "one more")
+		mustDo(t, makeDir(more, 0o755))
+		if err := r.mountOld(append(lower, more)); err == nil {
+			t.Errorf("%s: the kernel takes more than %d layers", name, maxLayers)
+			mustDo(t, Unmount(r.Target))
+		}
+	}
+}
+
 // TestRootfsWithLayerTwice is an image that repeats a layer: A, B, A again. The upper A counts.
 func TestRootfsWithLayerTwice(t *testing.T) {
 	r := rootfsOf(t, t.TempDir(), []string{"x=A"}, []string{"x=B", "y=B"})
