@@ -46,7 +46,7 @@ func (s *Server) ImageStatus(ctx context.Context, req *cri.ImageStatusRequest) (
 	}
 	img, err := s.Images.Get(req.Image.Image)
 	if errors.Is(err, image.ErrNotFound) {
-		return &cri.ImageStatusResponse{}, nil
+		return s.missingImage(req)
 	}
 	if err != nil {
 		return nil, err
@@ -54,6 +54,22 @@ func (s *Server) ImageStatus(ctx context.Context, req *cri.ImageStatusRequest) (
 	resp := &cri.ImageStatusResponse{Image: imageOf(img)}
 	if req.Verbose {
 		resp.Info, err = verbose(imageInfo(img), nil)
+	}
+	return resp, err
+}
+
+// missingImage tells who wants to know all of a broken image by that name, which counts as missing and can be removed.
+func (s *Server) missingImage(req *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+	resp := &cri.ImageStatusResponse{}
+	if !req.Verbose {
+		return resp, nil
+	}
+	img, err := s.Images.Broken(req.Image.Image)
+	if errors.Is(err, image.ErrNotFound) {
+		return resp, nil
+	}
+	if err == nil {
+		resp.Info, err = verbose(map[string]any{"broken": img.ID}, nil)
 	}
 	return resp, err
 }

@@ -42,6 +42,15 @@ func (s *Store) lacks(r record) digest.Digest {
 // findBroken is find among broken images.
 func (s *Store) findBroken(ref string) (*entry, error) { return findIn(s.brokenEntries(), ref) }
 
+// Broken finds an image that no list shows and that Remove would remove: one that lacks a layer. It is named as for Get.
+func (s *Store) Broken(ref string) (*Image, error) {
+	e, err := s.findBroken(ref)
+	if err != nil {
+		return nil, err
+	}
+	return e.image, nil
+}
+
 func (s *Store) brokenEntries() []*entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -47,6 +47,9 @@ func TestImageTools(t *testing.T) {
 	if n.imageStatus(ref) != nil {
 		t.Error("a damaged image is listed")
 	}
+	if out, err := n.evenkeel("export", ref, "--to", filepath.Join(t.TempDir(), "a.tar")); err == nil || !strings.Contains(out, "fsck --repair") {
+		t.Errorf("export of a damaged image: %v\n%s", err, out)
+	}
 	n.says("0 damaged", "fsck", "--repair")
 	if n.imageStatus(ref).GetId() != id {
 		t.Error("the image was not repaired")
@@ -62,6 +65,18 @@ func TestImageTools(t *testing.T) {
 	n.says(id[len("sha256:"):][:12], "import", archive)
 	if n.imageStatus(ref).GetId() != id {
 		t.Error("the image has another id after export and import")
+	}
+
+	file, err = findLayerFile(n.Root(), "etc/precious")
+	must(t, err)
+	must(t, os.WriteFile(file, []byte("worthless content"), 0o644))
+	if _, err := n.evenkeel("fsck"); err == nil {
+		t.Error("fsck finds no damage")
+	}
+	n.says(id, "rmi", ref, "--output", "json")
+	n.says("0 damaged", "fsck")
+	if out, err := n.evenkeel("rmi", ref); err == nil || !strings.Contains(out, "there is no image") {
+		t.Errorf("removed twice: %v\n%s", err, out)
 	}
 }
 

@@ -59,7 +59,7 @@ func exportCommand() *cobra.Command {
 func (e *engine) export(ctx context.Context, refs []string, to, compression string, out io.Writer) (images []fetched, err error) {
 	req := operator.ExportRequest{Compression: compression}
 	for _, ref := range refs {
-		i, err := e.image(ctx, ref)
+		i, _, err := e.image(ctx, ref)
 		if err != nil {
 			return nil, err
 		}

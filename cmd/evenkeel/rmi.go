@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -52,24 +54,29 @@ func (t *tool) each(c *cobra.Command, refs []string, do func(ref string) (done, 
 
 // removeImage asks first, since CRI answers the removal of an image that never was with success.
 func (e *engine) removeImage(ctx context.Context, ref string) (done, error) {
-	i, err := e.image(ctx, ref)
-	if err != nil {
+	i, broken, err := e.image(ctx, ref)
+	if err != nil && broken == "" {
 		return done{}, err
 	}
-	if _, err := e.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: i.Id}}); err != nil {
+	id := cmp.Or(broken, i.GetId())
+	if _, err := e.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: id}}); err != nil {
 		return done{}, fmt.Errorf("cannot remove image %s: %w", ref, err)
 	}
-	return done{"image", i.Id, ref}, nil
+	return done{"image", id, ref}, nil
 }
 
-// image looks one up. That there is none is no error in CRI, and one here.
-func (e *engine) image(ctx context.Context, ref string) (*cri.Image, error) {
-	answer, err := e.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}})
+// image looks one up. That there is none is no error in CRI, and one here; there may be a broken one, which only its id is told of.
+func (e *engine) image(ctx context.Context, ref string) (i *cri.Image, broken string, err error) {
+	answer, err := e.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}, Verbose: true})
 	if err != nil {
-		return nil, fmt.Errorf("cannot look up image %s: %w", ref, err)
+		return nil, "", fmt.Errorf("cannot look up image %s: %w", ref, err)
 	}
-	if answer.Image == nil {
-		return nil, fmt.Errorf("there is no image %s", ref)
+	if answer.Image != nil {
+		return answer.Image, "", nil
 	}
-	return answer.Image, nil
+	var info struct{ Broken string }
+	if json.Unmarshal([]byte(answer.Info["info"]), &info) == nil && info.Broken != "" {
+		return nil, info.Broken, fmt.Errorf("image %s lacks a layer or has a damaged one; `evenkeel fsck --repair` fetches that again", ref)
+	}
+	return nil, "", fmt.Errorf("there is no image %s", ref)
 }
