@@ -257,6 +257,33 @@ func killFrozen(t *testing.T, tree *Tree) {
 	}
 }
 
+// TestKillSparesWhoIsNotInTheCgroup: between a look and the kill, a pid can become a stranger's.
+func TestKillSparesWhoIsNotInTheCgroup(t *testing.T) { machines(t, killSparesWhoIsNotInTheCgroup) }
+
+func killSparesWhoIsNotInTheCgroup(t *testing.T, tree *Tree) {
+	path := testPath(t, tree)
+	if err := tree.Create(path + "/in"); err != nil {
+		t.Fatal(err)
+	}
+	member := run(t, tree, path+"/in", "exec sleep 1000")
+	stranger := exec.Command("sleep", "1000")
+	if err := stranger.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Wait()
+	defer stranger.Process.Kill()
+	if err := tree.killListed(path, []int{1 << 30, stranger.Process.Pid, member.Process.Pid}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the member is gone", func() bool {
+		pids, err := tree.Procs(path)
+		return err == nil && len(pids) == 0
+	})
+	if id, _, state := command(fmt.Sprintf("/proc/%d", stranger.Process.Pid)); id == 0 || state == 'Z' {
+		t.Error("a process that is not in the cgroup was killed")
+	}
+}
+
 // TestKillSparesItself: a path taken wrong must not end the engine.
 func TestKillSparesItself(t *testing.T) {
 	tree := detect(t)

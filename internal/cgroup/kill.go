@@ -83,10 +83,11 @@ func (t *Tree) killEach(ctx context.Context, path string) error {
 				return err
 			}
 		}
-		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGKILL)
-		}
+		err = t.killListed(path, pids)
 		t.thaw(path) // v1 lets nobody die who is frozen, by us or by `runc pause`
+		if err != nil {
+			return err
+		}
 		if look > quickLooks && len(pids) > 0 {
 			awaitExit(ctx, pids[0], slowLook)
 		}
@@ -94,6 +95,45 @@ func (t *Tree) killEach(ctx context.Context, path string) error {
 			return t.remaining(path, ctx.Err())
 		}
 	}
+}
+
+// killListed kills those of a list who are in the cgroup: a pid on it may be another process's by now. Whoever is listed again
+// while a pidfd is open is the pidfd's process, or else that one has ended and a signal reaches nobody.
+func (t *Tree) killListed(path string, pids []int) error {
+	for some := range slices.Chunk(pids, 256) { // each costs a descriptor
+		held, err := hold(some)
+		if err == nil {
+			pids, err = t.victims(path)
+		}
+		for _, pid := range pids {
+			if fd, ok := held[pid]; ok && err == nil {
+				unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+		}
+		for _, fd := range held {
+			unix.Close(fd)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hold opens a pidfd of each process that is still there.
+func hold(pids []int) (held map[int]int, err error) {
+	held = map[int]int{}
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err == unix.ESRCH {
+			continue
+		}
+		if err != nil {
+			return held, fmt.Errorf("cannot kill pid %d: pidfd_open: %w", pid, err)
+		}
+		held[pid] = fd
+	}
+	return held, nil
 }
 
 const (
