@@ -40,6 +40,8 @@ type Builtin struct {
 	turns turns // one caller per pod id; hostTurn is for the host's end
 	last  atomic.Pointer[netip.Addr]
 
+	refused map[string]bool // sysctls that cannot be set; whoever has the host's turn uses it
+
 	mu      sync.Mutex // guards current and learned
 	current *host
 	learned []netip.Prefix // from SetPodCIDR
@@ -277,7 +279,7 @@ func (b *Builtin) sweepLinks(ctx context.Context, links map[string]string, live 
 	return errors.Join(errs...)
 }
 
-// Ready brings up bridge and table where they are missing, and returns what prevents it.
+// Ready brings up bridge and table where they are missing and forwarding where it is off, and returns what prevents it.
 func (b *Builtin) Ready() error {
 	ctx, cancel := context.WithTimeout(context.Background(), readyLimit)
 	defer cancel()

@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Check compares bridge, link, addresses, routes and host ports with the books, and finds all that differs.
+// Check compares bridge, link, addresses, routes, host ports and forwarding with the books, and finds all that differs.
 func (b *Builtin) Check(ctx context.Context, pod Pod) error {
 	release, err := b.turns.take(ctx, pod.ID)
 	if err != nil {
@@ -38,7 +38,16 @@ func (b *Builtin) checkPod(ctx context.Context, pod Pod) error {
 	if len(addrs) == 0 {
 		return errors.New("the pod holds no address")
 	}
-	return errors.Join(h.checkOuter(pod.ID, addrs), h.checkInner(pod, addrs), b.checkPorts(ctx, h, pod, addrs))
+	return errors.Join(h.checkOuter(pod.ID, addrs), h.checkInner(pod, addrs), b.checkPorts(ctx, h, pod, addrs), h.checkForwarding())
+}
+
+// checkForwarding looks at what the next pod, or question for the status, would put right.
+func (h *host) checkForwarding() error {
+	wrong, err := h.wrong(h.forwarding())
+	for _, s := range wrong {
+		err = errors.Join(err, errors.New(s.String()))
+	}
+	return err
 }
 
 // checkOuter looks at the host's end. The bridge is asked for by name: somebody may have made another one in its place.

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ const hostTurn = "host"
 var (
 	bridgeEffect = effect.New("network.builtin.bridge")
 	tableEffect  = effect.New("network.builtin.table")
+	sysctlEffect = effect.New("network.builtin.sysctls")
 )
 
 // open makes the books' directories and the sockets, once.
@@ -86,8 +88,9 @@ func openHost(path string) (*host, error) {
 	return h, nil
 }
 
-// ensure returns the host with bridge and table up. Where they are up already, which is looked at before each pod,
-// it costs two netlink calls: somebody may have deleted the bridge, or reloaded the firewall with "flush ruleset".
+// ensure returns the host with bridge, table and sysctls as they should be. Where they are, which is looked at before each pod and
+// whenever the status is asked for, it costs two netlink calls and some reads: somebody may have deleted the bridge, reloaded
+// the firewall with "flush ruleset", or applied a sysctl.conf that turns forwarding off.
 func (b *Builtin) ensure(ctx context.Context) (*host, error) {
 	subnets, err := b.subnets()
 	if err != nil {
@@ -103,9 +106,20 @@ func (b *Builtin) ensure(ctx context.Context) (*host, error) {
 		return nil, err
 	}
 	if slices.Equal(h.subnets, subnets) && h.up() {
-		return h, nil
+		return h, b.keepSysctls(ctx, h)
 	}
 	return b.bringUp(ctx, h, subnets)
+}
+
+// keepSysctls sets again what somebody has changed.
+func (b *Builtin) keepSysctls(ctx context.Context, h *host) error {
+	wrong, err := h.wrong(slices.Concat(h.guarding(), h.forwarding()))
+	wrong = slices.DeleteFunc(wrong, func(s sysctl) bool { return b.refused[s.name] })
+	if err != nil || len(wrong) == 0 {
+		return err
+	}
+	b.log().Warn("somebody changed sysctls that pods need; they are set again", "sysctls", wrong)
+	return sysctlEffect.Do(ctx, func() error { return b.setSysctls(h, wrong) })
 }
 
 // up says whether the bridge that this host was brought up with is there and running, and the table too.
@@ -131,8 +145,11 @@ func (b *Builtin) bringUp(ctx context.Context, old *host, subnets []netip.Prefix
 		if err := h.bringUpBridge(b.mtu(&h)); err != nil {
 			return err
 		}
-		b.setSysctls(&h)
-		return b.enslaveAll(&h)
+		wrong, err := h.wrong(slices.Concat(h.guarding(), h.forwarding()))
+		if err != nil {
+			return err
+		}
+		return errors.Join(b.setSysctls(&h, wrong), b.enslaveAll(&h))
 	})
 	if err != nil {
 		return nil, err
@@ -328,52 +345,85 @@ func merge(all, more map[string][]nftables.SetElement, taken map[string]bool) {
 	}
 }
 
-// setSysctls lets packets through. A refusal (a read-only /proc/sys in a container) is logged and not fatal: pods
-// still reach each other and the host, and the value may be right already.
-func (b *Builtin) setSysctls(h *host) {
-	settings := [][2]string{
-		{"net/ipv4/ip_forward", "1"},
-		{"net/ipv4/conf/" + h.bridge.Name + "/route_localnet", "1"},
+// sysctl is one of the node's.
+type sysctl struct {
+	name string // path below /proc/sys
+	want string
+	only string // value that is to be changed; empty: any
+	have string // found by wrong; 0 where it is missing, as those of IPv6 are on a node without
+}
+
+func (s sysctl) String() string {
+	return fmt.Sprintf("sysctl %s is %s, not %s", strings.ReplaceAll(s.name, "/", "."), s.have, s.want)
+}
+
+// forwarding are those without which packets of pods end on the node.
+func (h *host) forwarding() []sysctl {
+	list := []sysctl{{name: "net/ipv4/ip_forward", want: "1"}, {name: "net/ipv4/conf/" + h.bridge.Name + "/route_localnet", want: "1"}}
+	if h.hasIPv6() {
+		list = append(list, sysctl{name: "net/ipv6/conf/all/forwarding", want: "1"})
 	}
-	if slices.ContainsFunc(h.known, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		settings = append(settings, h.keepRouterAdvertisements()...)
+	return list
+}
+
+// guarding are those that should hold before packets are forwarded.
+func (h *host) guarding() []sysctl {
+	// Pods can send router advertisements (CAP_NET_RAW), and the node would send them its own traffic (CVE-2020-10749), also
+	// where pods have no IPv6.
+	list := []sysctl{{name: "net/ipv6/conf/" + h.bridge.Name + "/accept_ra", want: "0"}}
+	if h.hasIPv6() {
+		list = append(list, h.keepRouterAdvertisements()...)
 		// The bridge asks for neighbours from its link-local address, which must not wait for duplicate detection.
-		settings = append(settings, [2]string{"net/ipv6/conf/" + h.bridge.Name + "/accept_dad", "0"},
-			[2]string{"net/ipv6/conf/all/forwarding", "1"})
+		list = append(list, sysctl{name: "net/ipv6/conf/" + h.bridge.Name + "/accept_dad", want: "0"})
 	}
-	err := inNet(h.nsPath, func() error {
-		// Pods can send router advertisements (CAP_NET_RAW), and the node would send them its own traffic (CVE-2020-10749), also
-		// where pods have no IPv6.
-		if name := "net/ipv6/conf/" + h.bridge.Name + "/accept_ra"; readSysctl(name) != "" {
-			settings = append(settings, [2]string{name, "0"})
-		}
-		for _, s := range settings {
-			if err := setSysctl(s[0], s[1]); err != nil {
-				b.log().Warn("cannot set a sysctl; pods may not reach the outside", "sysctl", s[0], "wanted", s[1], "error", err)
+	return list
+}
+
+func (h *host) hasIPv6() bool {
+	return slices.ContainsFunc(h.known, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}
+
+// wrong are those that have another value than is wanted.
+func (h *host) wrong(list []sysctl) (wrong []sysctl, err error) {
+	err = inNet(h.nsPath, func() error {
+		for _, s := range list {
+			s.have = cmp.Or(readSysctl(s.name), "0")
+			if s.have != s.want && (s.only == "" || s.have == s.only) {
+				wrong = append(wrong, s)
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		b.log().Warn("cannot set forwarding sysctls", "error", err)
-	}
+	return wrong, err
+}
+
+// setSysctls lets packets through. A refusal (a read-only /proc/sys in a container) is logged, once, and not fatal: pods
+// still reach each other and the host. The caller has the host's turn.
+func (b *Builtin) setSysctls(h *host, list []sysctl) error {
+	return inNet(h.nsPath, func() error {
+		for _, s := range list {
+			err := os.WriteFile("/proc/sys/"+s.name, []byte(s.want), 0o644)
+			if err != nil && !b.refused[s.name] {
+				b.log().Warn("cannot set a sysctl; pods may not reach the outside", "sysctl", s.name, "wanted", s.want, "error", err)
+			}
+			if b.refused == nil {
+				b.refused = map[string]bool{}
+			}
+			b.refused[s.name] = err != nil
+		}
+		return nil
+	})
 }
 
 // keepRouterAdvertisements is for a host that gets its own IPv6 route from router advertisements: with forwarding
 // on, the kernel ignores them unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst), and the host would
 // lose its default route some time later.
-func (h *host) keepRouterAdvertisements() [][2]string {
+func (h *host) keepRouterAdvertisements() []sysctl {
 	uplink := h.linkTowards("2001:db8::1")
 	if uplink == nil {
 		return nil
 	}
-	name := "net/ipv6/conf/" + uplink.Attrs().Name + "/accept_ra"
-	var value string
-	inNet(h.nsPath, func() error { value = readSysctl(name); return nil })
-	if value != "1" {
-		return nil
-	}
-	return [][2]string{{name, "2"}}
+	return []sysctl{{name: "net/ipv6/conf/" + uplink.Attrs().Name + "/accept_ra", want: "2", only: "1"}}
 }
 
 func inNet(path string, f func() error) error {
@@ -386,13 +436,6 @@ func inNet(path string, f func() error) error {
 func readSysctl(name string) string {
 	data, _ := os.ReadFile("/proc/sys/" + name)
 	return strings.TrimSpace(string(data))
-}
-
-func setSysctl(name, value string) error {
-	if readSysctl(name) == value {
-		return nil
-	}
-	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
 }
 
 // warnOfDrop names a firewall that drops forwarded packets, which no rule of ours can overrule: every table on a

@@ -344,6 +344,39 @@ func TestBuiltinHealsHost(t *testing.T) {
 	w.expect(w.host, "tcp", "127.0.0.1:8080", "a", "")
 }
 
+// Somebody applies a sysctl.conf that turns forwarding off, or takes router advertisements from pods.
+func TestBuiltinHealsSysctls(t *testing.T) {
+	w := newWorld(t)
+	b := w.builtin("10.211.43.0/24", "fd00:211:43::/64")
+	attach(t, b, w.pod("a"))
+	wanted := map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv4/conf/ektest0/route_localnet": "1", "net/ipv6/conf/ektest0/accept_ra": "0"}
+	ready := func(b *Builtin) {
+		if err := b.Ready(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, heal := range map[string]func(){
+		"the next pod":              func() { attach(t, b, w.pod("b")) },
+		"a question for the status": func() { ready(b) },
+		"the next start": func() {
+			ready(&Builtin{Dir: b.Dir, Bridge: b.Bridge, Table: b.Table, NetNS: b.NetNS, Subnets: b.Subnets})
+		},
+	} {
+		for sysctl, value := range wanted {
+			w.set(sysctl, map[string]string{"1": "0", "0": "2"}[value])
+		}
+		heal()
+		w.in(w.host, func() error {
+			for sysctl, value := range wanted {
+				if got := readSysctl(sysctl); got != value {
+					t.Errorf("after %s: %s is %s", name, sysctl, got)
+				}
+			}
+			return nil
+		})
+	}
+}
+
 func TestBuiltinReplacesNamespace(t *testing.T) {
 	w := newWorld(t)
 	b := w.builtin("10.211.10.0/24")
@@ -661,6 +694,8 @@ func TestBuiltinCheck(t *testing.T) {
 		"no table":           {[]string{"nft delete table inet ektest"}, false, "no nftables table"},
 		"no port":            {[]string{"nft flush map inet ektest any4"}, false, "host port 8080/tcp"},
 		"no port of one":     {[]string{"nft flush map inet ektest ip4"}, false, "host port 127.0.0.1:53/udp"},
+		"no forwarding":      {[]string{"net/ipv4/ip_forward=0"}, false, "sysctl net.ipv4.ip_forward is 0, not 1"},
+		"no IPv6 forwarding": {[]string{"net/ipv6/conf/all/forwarding=0"}, false, "sysctl net.ipv6.conf.all.forwarding is 0, not 1"},
 		"eth0 down":          {[]string{"ip link set eth0 down"}, true, "eth0 is down"},
 		"no address":         {[]string{"ip -4 addr flush dev eth0"}, true, "lacks its address 10.211.42."},
 		"no IPv6 address":    {[]string{"ip -6 addr flush dev eth0 scope global"}, true, "lacks its address fd00:211:42::"},
@@ -680,6 +715,10 @@ func TestBuiltinCheck(t *testing.T) {
 				where = pod.NetNS
 			}
 			for _, command := range c.damage {
+				if name, value, is := strings.Cut(command, "="); is {
+					w.set(name, value)
+					continue
+				}
 				w.run(where, strings.Fields(strings.ReplaceAll(command, "LINK", linkName(pod.ID)))...)
 			}
 			err := b.Check(t.Context(), pod)

@@ -101,6 +101,12 @@ func inside(path string, f func() error) error {
 	})
 }
 
+// set changes a sysctl of the host.
+func (w *world) set(sysctl, value string) {
+	w.t.Helper()
+	w.in(w.host, func() error { return os.WriteFile("/proc/sys/"+sysctl, []byte(value), 0) })
+}
+
 // run runs a program in a namespace and returns what it prints.
 func (w *world) run(path string, argv ...string) string {
 	w.t.Helper()
