@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
@@ -226,10 +227,27 @@ func TestWrongStates(t *testing.T) {
 	refused(t, err, codes.FailedPrecondition)
 	n.startContainer(id)
 	n.stop(id, 0)
-	_, err = n.Runtime.StartContainer(n.ctx(), &cri.StartContainerRequest{ContainerId: id})
-	refused(t, err, codes.FailedPrecondition)
+	started, finished := n.status(id).StartedAt, n.status(id).FinishedAt
+	again := func(id string, words ...string) {
+		t.Helper()
+		_, err := n.Runtime.StartContainer(n.ctx(), &cri.StartContainerRequest{ContainerId: id})
+		refused(t, err, codes.FailedPrecondition, words...)
+	}
+	words := func(nanoseconds int64) string { return time.Unix(0, nanoseconds).UTC().Format(time.RFC3339Nano) }
+	again(id, "started at "+words(started), "ended at "+words(finished), "exit code 137 (Error)")
+	short := n.run(pod, cfg, engine.Container("short", busybox, "sh", "-c", "exit 3"))
+	n.awaitState(short, cri.ContainerState_CONTAINER_EXITED)
+	again(short, "started at ", "exit code 3 (Error)")
+	nowhere := n.create(pod, cfg, engine.Container("nowhere", busybox, "/no/such/program"))
+	if _, err := n.Runtime.StartContainer(n.ctx(), &cri.StartContainerRequest{ContainerId: nowhere}); err == nil {
+		t.Error("a container without a program started")
+	}
+	again(nowhere, "the start of this one failed", "exit code 127 (StartError)", "/no/such/program")
+	never := n.create(pod, cfg, engine.Sleeper("never", busybox))
 	_, err = n.Runtime.ExecSync(n.ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
 	refused(t, err, codes.FailedPrecondition)
+	n.stopPod(pod)
+	again(never, "this one was never started")
 }
 
 func TestBadPulls(t *testing.T) {

@@ -382,7 +382,7 @@ func (c *container) begin(ctx context.Context) error {
 	case state == cri.ContainerState_CONTAINER_UNKNOWN:
 		return fmt.Errorf("cannot start container %s: its shim does not answer: %w", c.id, ErrUnknownState)
 	case state != cri.ContainerState_CONTAINER_CREATED:
-		return fmt.Errorf("cannot start container %s: it is %s, not created: %w", c.id, stateName(state), ErrState)
+		return fmt.Errorf("cannot start container %s: a container starts once, and %s: %w", c.id, c.facts().story(), ErrState)
 	}
 	if fault := c.facts().StartFault; fault != "" {
 		return c.failStart(ctx, c.facts().StartCode, errors.New(fault))
@@ -394,6 +394,23 @@ func (c *container) begin(ctx context.Context) error {
 		return c.failStart(ctx, 128, err)
 	}
 	return c.finishStart(ctx)
+}
+
+// story says how a container ended, for who asks to start it: to repeat a start whose answer got lost is no reason to fail, to start
+// anew what has ended is one, and only the caller knows which it is.
+func (r *containerRecord) story() string {
+	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+	ended := fmt.Sprintf("ended at %s with exit code %d (%s)", at(r.FinishedAt), r.Exit.Code, r.Exit.Reason)
+	if r.Exit.Message != "" {
+		ended += ": " + r.Exit.Message
+	}
+	switch {
+	case !r.StartedAt.IsZero():
+		return "this one was started at " + at(r.StartedAt) + " and " + ended
+	case r.Exit.Reason == startError:
+		return "the start of this one failed; it " + ended
+	}
+	return "this one was never started; it " + ended
 }
 
 // finishStart runs what plugins have allowed to run.
@@ -432,6 +449,8 @@ func (c *container) startInShim(ctx context.Context) (startedAt time.Time, err e
 	return startedAt, err
 }
 
+const startError = "StartError" // reason of an exit
+
 // failStart leaves the container EXITED with the reason, so that the kubelet backs off as it does with a process that ended.
 func (c *container) failStart(ctx context.Context, code int, cause error) error {
 	if known, ok := runc.ErrExecutable(cause); ok {
@@ -442,7 +461,7 @@ func (c *container) failStart(ctx context.Context, code int, cause error) error 
 	c.noteAnyway(ctx, containerExited, func(r *containerRecord) {
 		if r.FinishedAt.IsZero() {
 			r.FinishedAt = time.Now()
-			r.Exit = exit{Code: int32(code), Reason: "StartError", Message: cause.Error()}
+			r.Exit = exit{Code: int32(code), Reason: startError, Message: cause.Error()}
 		}
 	})
 	return errors.Join(fmt.Errorf("cannot start container %q (%s): %w", c.facts().Config.Message.Metadata.Name, c.id, cause), c.release(ctx))
