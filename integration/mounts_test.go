@@ -92,6 +92,34 @@ func TestMountsOfTheEngineDoNotTravel(t *testing.T) {
 	}
 }
 
+// The runtime mounts the terminal of a container on /dev/console, wherever that is.
+func TestTerminalsDoNotTravel(t *testing.T) {
+	n := start(t, "builtin")
+	cfg := n.Pod("p")
+	cfg.Linux.SecurityContext.Privileged = true
+	pod := n.runPod(cfg)
+	shared := mountPoint(t, unix.MS_SHARED) // stands for the node's /dev
+	must(t, os.MkdirAll(shared+"/pts", 0o755))
+	must(t, unix.Mount("devpts", shared+"/pts", "devpts", 0, "newinstance,ptmxmode=0666,mode=0620"))
+	must(t, os.Symlink("pts/ptmx", shared+"/ptmx"))
+	t.Cleanup(func() { unix.Unmount(shared+"/pts", unix.MNT_DETACH); unix.Unmount(shared+"/console", unix.MNT_DETACH) })
+	c := engine.Sleeper("main", busybox)
+	c.Tty = true
+	c.Linux.SecurityContext.Privileged = true
+	c.Mounts = []*cri.Mount{{HostPath: shared, ContainerPath: "/dev", Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL}}
+	_, err := n.Runtime.CreateContainer(n.ctx(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: cfg})
+	mounts, readErr := os.ReadFile("/proc/self/mountinfo")
+	must(t, readErr)
+	if strings.Contains(string(mounts), " "+shared+"/console ") {
+		t.Errorf("the terminal of a container is mounted on the node's /dev/console")
+	}
+	refused(t, err, codes.InvalidArgument, "tty", "/dev/console", "PROPAGATION_BIDIRECTIONAL")
+	c.Mounts[0].Propagation = cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+	if out := n.output(n.run(pod, cfg, c), "sh", "-c", "test -c /dev/console && echo there"); out != "there\n" {
+		t.Errorf("with mounts that travel one way: %q", out)
+	}
+}
+
 // Neither does what hides the node from a container.
 func TestMasksDoNotTravel(t *testing.T) {
 	n := start(t, "builtin")

@@ -133,6 +133,7 @@ var refusals = []struct {
 	{name: "unknown propagation", container: `{"mounts":[{"container_path":"/m","host_path":"/a","propagation":5}]}`, want: []string{"propagation: 5"}},
 	{name: "unknown mount option", container: `{"mounts":[{"container_path":"/m","host_path":"/a","mount_options":["noexec","suid"]}]}`, want: []string{"mount_options", `"suid"`}},
 	{name: "recursive read-only but writable", container: `{"mounts":[{"container_path":"/m","host_path":"/a","recursive_read_only":true}]}`, want: []string{"recursive_read_only: needs readonly"}},
+	{name: "terminal on the node's console", container: `{"tty":true,"mounts":[{"container_path":"/dev/","host_path":"/a","propagation":"PROPAGATION_BIDIRECTIONAL"}]}`, want: []string{"tty: ", "/dev/console", "PROPAGATION_HOST_TO_CONTAINER"}},
 	{name: "recursive read-only but propagated", container: `{"mounts":[{"container_path":"/m","host_path":"/a","recursive_read_only":true,"readonly":true,"propagation":"PROPAGATION_HOST_TO_CONTAINER"}]}`,
 		want: []string{"recursive_read_only: needs private propagation"}},
 	{name: "recursive read-only without support", container: `{"mounts":[{"container_path":"/m","host_path":"/a","recursive_read_only":true,"readonly":true}]}`,

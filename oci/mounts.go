@@ -23,6 +23,11 @@ func (in *Input) mounts(spec *specs.Spec) error {
 	if err != nil {
 		return err
 	}
+	if in.Container.GetTty() && in.showsOnNode("/dev/console") {
+		// The runtime does that in the container's mount namespace, and cannot be told not to (runc, setupConsole).
+		return errors.New("tty: the runtime mounts the terminal on /dev/console, and a volume with PROPAGATION_BIDIRECTIONAL there would show it on the node, " +
+			"which would lose its own console until it is unmounted: mount the volume with PROPAGATION_HOST_TO_CONTAINER, or do without a terminal")
+	}
 	extra := slices.Clone(requested)
 	for _, m := range in.Mounts {
 		if !mounted(requested, m.Destination) && !in.showsOnNode(m.Destination) {
