@@ -29,6 +29,8 @@ type archive struct {
 	limit int64              // bytes of all files
 	left  int64              // of them
 	taken int                // entries so far; an archive may have several of one name, of which the last counts
+	names int                // bytes of their names and of what they link to, which are kept until the import is over
+	texts int64              // bytes of the documents that were read, likewise
 	files map[string]spooled // by clean path in the archive
 	links map[string]string  // symbolic and hard, to clean paths
 	blobs map[digest.Digest]spooled
@@ -41,8 +43,11 @@ type spooled struct {
 	digest digest.Digest
 }
 
+// What one archive may have the daemon keep in memory. Compressed, neither costs its writer anything.
 const (
-	archiveEntries = 100_000 // files in one archive
+	archiveEntries = 100_000  // files
+	archiveNames   = 16 << 20 // bytes of names: twice as many as that many blobs have; a single name can have 1 MiB
+	archiveTexts   = 64 << 20 // bytes of manifests and configs, which have some KiB for each image
 	linkDepth      = 8
 )
 
@@ -74,8 +79,11 @@ func spool(ctx context.Context, r io.Reader, dir string, limit int64) (*archive,
 		if a.taken++; a.taken > archiveEntries {
 			return nil, fmt.Errorf("cannot read the archive: more than %d files", archiveEntries)
 		}
+		if a.names += len(header.Name) + len(header.Linkname); a.names > archiveNames {
+			return nil, fmt.Errorf("cannot read the archive: the names of its files have more than %d MiB together; those of an image have some KiB, so pack it anew, with docker save for one", archiveNames>>20)
+		}
 		if err := a.take(ctx, header, t); err != nil {
-			return nil, fmt.Errorf("cannot read %s of the archive: %w", strconv.Quote(header.Name), err)
+			return nil, fmt.Errorf("cannot read %.256q of the archive: %w", header.Name, err)
 		}
 	}
 }
@@ -148,12 +156,16 @@ func (a *archive) read(name string) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("the archive has no file %s", strconv.Quote(name))
 	}
-	return s.read(manifestLimit)
+	return a.text(s, manifestLimit)
 }
 
-func (s spooled) read(limit int64) ([]byte, error) {
+// text reads a document. An index can name one a thousand times.
+func (a *archive) text(s spooled, limit int64) ([]byte, error) {
 	if s.size > limit {
 		return nil, fmt.Errorf("%w: document is longer than %d MiB", ErrCorrupt, limit>>20)
+	}
+	if a.texts += s.size; a.texts > archiveTexts {
+		return nil, fmt.Errorf("%w: the manifests and configs of its images have more than %d MiB together; divide it into several archives", ErrCorrupt, archiveTexts>>20)
 	}
 	return os.ReadFile(s.path)
 }
@@ -174,7 +186,7 @@ func (a *archive) document(d ocispec.Descriptor, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := s.read(limit)
+	text, err := a.text(s, limit)
 	if err == nil && d.Digest.Algorithm().FromBytes(text) != d.Digest {
 		err = fmt.Errorf("%w: blob %s of the archive", ErrCorrupt, d.Digest)
 	}

@@ -223,9 +223,9 @@ func (a *archive) dockerImages(want ocispec.Platform) ([]found, error) {
 func (a *archive) dockerPlan(e dockerEntry, want ocispec.Platform) (*plan, error) {
 	config, ok := a.file(e.Config)
 	if !ok {
-		return nil, fmt.Errorf("%w: the archive lacks the config %q of image %v", ErrCorrupt, e.Config, e.RepoTags)
+		return nil, fmt.Errorf("%w: the archive lacks the config %.256q of image %.256q", ErrCorrupt, e.Config, first(e.RepoTags...))
 	}
-	text, err := config.read(configLimit)
+	text, err := a.text(config, configLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +233,7 @@ func (a *archive) dockerPlan(e dockerEntry, want ocispec.Platform) (*plan, error
 	for _, name := range e.Layers {
 		l, ok := a.file(name)
 		if !ok {
-			return nil, fmt.Errorf("%w: the archive lacks layer %q of image %v", ErrCorrupt, name, e.RepoTags)
+			return nil, fmt.Errorf("%w: the archive lacks layer %.256q of image %.256q", ErrCorrupt, name, first(e.RepoTags...))
 		}
 		layers = append(layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.digest, Size: l.size})
 	}

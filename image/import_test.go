@@ -6,11 +6,13 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/opencontainers/go-digest"
 )
 
 func dockerArchive(t *testing.T, ref string, img v1.Image) []byte {
@@ -242,6 +245,38 @@ func dockerArchiveNamed(t *testing.T, name string) []byte {
 	}
 	return tarOf(file{"manifest.json", `[{"Config":"c","RepoTags":["` + name + `"],"Layers":["l"]}]`, 0}, file{"c", string(config), 0},
 		file{"l", string(pack("", file{"a", "1", 0}).plain), 0})
+}
+
+// TestImportKeepsLittleInMemory: names and documents of an archive are kept until its import is over.
+func TestImportKeepsLittleInMemory(t *testing.T) {
+	name := func(i int) string { return fmt.Sprint(i, "/", strings.Repeat("x", 900<<10)) }
+	var names, links []file
+	for i := range 20 {
+		names = append(names, file{name(i), "", 0})
+		links = append(links, file{fmt.Sprint(i), name(i), linkMode})
+	}
+	config := `{"architecture":"` + runtime.GOARCH + `","os":"linux","rootfs":{"type":"layers"},"history":[{"comment":"` + strings.Repeat("x", 4<<20) + `"}]}`
+	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"%s","size":%d},"layers":[]}`,
+		digest.FromString(config), len(config))
+	entry := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"%s","size":%d},`, digest.FromString(manifest), len(manifest))
+	again := `{"Config":"c","RepoTags":[],"Layers":[]},`
+	for what, c := range map[string]struct {
+		files []file
+		want  string
+	}{
+		"long names":           {names, "more than 16 MiB"},
+		"long links":           {links, "more than 16 MiB"},
+		"one image many times": {[]file{{"index.json", `{"schemaVersion":2,"manifests":[` + strings.TrimSuffix(strings.Repeat(entry, 20), ",") + `]}`, 0}, {"m", manifest, 0}, {"c", config, 0}}, "more than 64 MiB"},
+		"the same for docker":  {[]file{{"manifest.json", `[` + strings.TrimSuffix(strings.Repeat(again, 20), ",") + `]`, 0}, {"c", config, 0}}, "more than 64 MiB"},
+		"no room to say":       {[]file{{"index.json", "{}", 0}, {"blobs/sha256/" + strings.Repeat("a", 64) + strings.Repeat("/../"+strings.Repeat("a", 64), 1000), "", 0}}, "its name is not its digest"},
+	} {
+		s := newStore(t)
+		_, err := s.Import(deadline(t), bytes.NewReader(tarOf(c.files...)), nil)
+		if err == nil || !strings.Contains(err.Error(), c.want) || len(err.Error()) > 1000 {
+			t.Errorf("%s: %.1000v; want %q", what, err, c.want)
+		}
+		tidy(t, s, 0, 0)
+	}
 }
 
 func TestImportCancelled(t *testing.T) {

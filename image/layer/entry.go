@@ -86,7 +86,7 @@ func (u *unpacker) replace(at place, act func() error) (removed, error) {
 	u.stats.Bytes -= gone.bytes
 	u.stats.Inodes -= gone.inodes
 	delete(u.times, at.path)
-	delete(u.tree.bare, at.path)
+	u.tree.noLongerBare(at.path)
 	return gone, act()
 }
 
@@ -173,7 +173,7 @@ func write(fd int, data []byte) error {
 
 // directory makes a directory, or gives the one that is there its metadata: an entry may come after its children.
 func (u *unpacker) directory(at place, h *tar.Header) error {
-	delete(u.tree.bare, at.path)
+	u.tree.noLongerBare(at.path)
 	switch err := unix.Mkdirat(at.dir, at.base, 0o700); err {
 	case nil:
 		u.stats.Inodes++

@@ -197,6 +197,57 @@ func TestHostile(t *testing.T) {
 	t.Logf("%d hostile archives", len(hostiles))
 }
 
+// TestNamesAreBoundedInMemory: where many names are kept they are short, and a map takes more for each than its bytes.
+func TestNamesAreBoundedInMemory(t *testing.T) {
+	dir, _ := arena(t)
+	root, err := openTree(dir, DefaultLimits.NameLength)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.close()
+	u := &unpacker{ctx: t.Context(), tree: root, limits: DefaultLimits, times: map[string]unix.Timespec{}}
+	most := 0
+	for i := range 550_000 {
+		if err := u.setTimeLater(fmt.Sprintf("%07d", i), unix.Timespec{}); err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, len(u.times))
+	}
+	if most > maxTimesSize/perName {
+		t.Errorf("%d directories' times were kept", most)
+	}
+	for i := 0; err == nil && i < 550_000; i++ {
+		err = root.noteBare(fmt.Sprintf("%07d", i))
+	}
+	if !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "32 MiB") || len(root.bare) > maxBareSize/perName {
+		t.Errorf("%d directories without an entry are kept: %v", len(root.bare), err)
+	}
+	for name := range root.bare {
+		root.noLongerBare(name)
+	}
+	if root.bareSize != 0 {
+		t.Errorf("none are left, and they take %d bytes", root.bareSize)
+	}
+	var entries []item
+	for i := range 10_000 {
+		entries = append(entries, file(fmt.Sprintf("%s/%d", strings.Repeat("long/", 200), i), ""))
+	}
+	v := &verifier{tree: root, wrong: map[string]string{}}
+	if err := v.entries(t.Context(), tar.NewReader(bytes.NewReader(archive(t, entries...)))); !errors.Is(err, ErrDamaged) || len(v.wrong) == len(entries) {
+		t.Errorf("%d complaints are kept about a layer of which nothing is left: %v", len(v.wrong), err)
+	}
+	again := &verifier{tree: root, wrong: map[string]string{}}
+	for range 3 {
+		if err := again.complain("f", "why"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again.replaced("elsewhere")
+	if again.drop("f"); again.size != 0 {
+		t.Errorf("no complaint is left, and they take %d bytes", again.size)
+	}
+}
+
 // arena makes the layer's directory and, beside it, the world outside.
 func arena(t testing.TB) (dir, outside string) {
 	base := t.TempDir()

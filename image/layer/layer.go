@@ -132,7 +132,7 @@ type unpacker struct {
 	recipe  *recipeWriter // nil: none is wanted
 
 	times     map[string]unix.Timespec // modification times of directories, which every entry in them changes again
-	timesSize int                      // bytes of their names
+	timesSize int                      // bytes that times takes
 }
 
 func (u *unpacker) unpack(stream io.Reader) error {
@@ -195,13 +195,13 @@ func (u *unpacker) spend(n int64) error {
 }
 
 // maxTimesSize bounds the memory for names of directories whose times are still to be set.
-const maxTimesSize = 64 << 20
+const maxTimesSize = 32 << 20
 
 // setTimeLater notes a directory's modification time. When too many are noted they are set early, and entries that
 // follow in those directories change them again: a wrong time in an absurd layer beats a node without memory.
 func (u *unpacker) setTimeLater(path string, mtime unix.Timespec) error {
 	if _, known := u.times[path]; !known {
-		u.timesSize += len(path)
+		u.timesSize += perName + len(path)
 	}
 	u.times[path] = mtime
 	if u.timesSize > maxTimesSize {

@@ -37,7 +37,7 @@ type tree struct {
 
 	made     int64           // directories made because entries lie in them
 	bare     map[string]bool // those of them that have no entry of their own so far
-	bareSize int             // bytes of their names
+	bareSize int             // bytes that bare takes
 	inherits bool            // a setgid bit or a default ACL may give new files what their entry does not say
 	own      [2]int          // uid and gid that new files get
 	umask    uint32          // bits that new files do not get
@@ -290,15 +290,26 @@ func (t *tree) describe(parent int, base string) error {
 }
 
 // maxBareSize bounds the memory for names of directories that entries only imply; honest layers have a handful.
-const maxBareSize = 16 << 20
+const maxBareSize = 32 << 20
+
+// perName is about what a map takes for a name besides its bytes. Names of hostile layers are short where many are kept.
+const perName = 64
 
 func (t *tree) noteBare(clean string) error {
 	t.made++
 	t.bare[clean] = true
-	if t.bareSize += len(clean); t.bareSize > maxBareSize {
-		return fmt.Errorf("%w: too many directories without an entry", ErrLimit)
+	if t.bareSize += perName + len(clean); t.bareSize > maxBareSize {
+		return fmt.Errorf("%w: the names of directories without an entry of their own take more than %d MiB; a layer with an entry for each directory has no such bound", ErrLimit, maxBareSize>>20)
 	}
 	return nil
+}
+
+// noLongerBare tells of an entry for a directory, or in its place.
+func (t *tree) noLongerBare(clean string) {
+	if t.bare[clean] {
+		delete(t.bare, clean)
+		t.bareSize -= perName + len(clean)
+	}
 }
 
 // implied lists the directories that got no entry and are still there.

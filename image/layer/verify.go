@@ -44,6 +44,27 @@ func Verify(ctx context.Context, dir string, recipe io.Reader, h hash.Hash) erro
 type verifier struct {
 	tree  *tree
 	wrong map[string]string
+	size  int // bytes that wrong takes
+}
+
+// maxWrong is thousands of entries, more than are wrong for a while in any sound layer: writers of layers name an entry once. Each is
+// looked at again for each entry that follows (replaced).
+const maxWrong = 1 << 20
+
+func (v *verifier) complain(name, why string) error {
+	v.drop(name)
+	v.wrong[name] = why
+	if v.size += perName + len(name) + len(why); v.size > maxWrong {
+		return fmt.Errorf("%w: %q: %s, and so on", ErrDamaged, shorten(name), why)
+	}
+	return nil
+}
+
+func (v *verifier) drop(name string) {
+	if why, is := v.wrong[name]; is {
+		delete(v.wrong, name)
+		v.size -= perName + len(name) + len(why)
+	}
 }
 
 func (v *verifier) entries(ctx context.Context, archive *tar.Reader) error {
@@ -88,19 +109,19 @@ func (v *verifier) entry(h *tar.Header) error {
 	} else {
 		why = differs(fd, base, h)
 	}
-	if why == "" {
-		delete(v.wrong, name)
-	} else {
-		v.wrong[name] = why
+	if why != "" {
+		return v.complain(name, why)
 	}
+	v.drop(name)
 	return nil
 }
 
 // replaced drops complaints about what lay below a directory that is none any more.
 func (v *verifier) replaced(name string) {
+	below := name + "/"
 	for p := range v.wrong {
-		if strings.HasPrefix(p, name+"/") {
-			delete(v.wrong, p)
+		if strings.HasPrefix(p, below) {
+			v.drop(p)
 		}
 	}
 }
