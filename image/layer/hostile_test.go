@@ -10,8 +10,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -246,6 +248,57 @@ func TestNamesAreBoundedInMemory(t *testing.T) {
 	if again.drop("f"); again.size != 0 {
 		t.Errorf("no complaint is left, and they take %d bytes", again.size)
 	}
+}
+
+// TestALargeDirectoryIsRemovedInPieces: a later entry can replace a directory that has as many entries as a layer may have.
+func TestALargeDirectoryIsRemovedInPieces(t *testing.T) {
+	dir, _ := arena(t)
+	const files = 50_000
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range files {
+		if err := unix.Mknod(fmt.Sprintf("%s/d/%s%d", dir, strings.Repeat("x", 100), i), unix.S_IFREG|0o600, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := openTree(dir, DefaultLimits.NameLength)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.close()
+	before, most := heap(true), uint64(0)
+	done := make(chan removed)
+	go func() {
+		gone, err := root.remove(root.root, "d")
+		if err != nil {
+			t.Error(err)
+		}
+		done <- gone
+	}()
+	for {
+		select {
+		case gone := <-done:
+			if gone.inodes != files+1 {
+				t.Errorf("%d inodes are gone", gone.inodes)
+			}
+			if most > before+12<<20 {
+				t.Errorf("the memory grew by %d KiB", (most-before)>>10)
+			}
+			return
+		case <-time.After(5 * time.Millisecond):
+			most = max(most, heap(false))
+		}
+	}
+}
+
+func heap(collect bool) uint64 {
+	if collect {
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // arena makes the layer's directory and, beside it, the world outside.

@@ -3,7 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"maps"
 	"os"
 	"path"
@@ -359,6 +359,39 @@ func (r *removed) count(mode uint32, links uint64, size int64) {
 	}
 }
 
+// countAll counts a file or directory with all below it. A directory is read in pieces: it can have millions of entries.
+func (r *removed) countAll(root *os.Root, path string) error {
+	info, err := root.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		r.count(uint32(st.Mode), uint64(st.Nlink), st.Size)
+	}
+	if !info.IsDir() {
+		return nil
+	}
+	dir, err := root.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(1024)
+		for _, name := range names {
+			if err := r.countAll(root, path+"/"+name); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
 func removeAll(dir int, base string) (removed, error) {
 	var gone removed
 	root, err := os.OpenRoot(descriptorPath(dir))
@@ -366,20 +399,7 @@ func removeAll(dir int, base string) (removed, error) {
 		return gone, err
 	}
 	defer root.Close()
-	err = fs.WalkDir(root.FS(), base, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := root.Lstat(path)
-		if err != nil {
-			return err
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			gone.count(uint32(st.Mode), uint64(st.Nlink), st.Size)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := gone.countAll(root, base); err != nil {
 		return gone, err
 	}
 	return gone, root.RemoveAll(base)
