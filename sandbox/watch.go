@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,14 +14,7 @@ import (
 // watchShim waits for the end of a pod's shim, which the kernel reports through a pidfd, and then ends the pod: with
 // its shim it has lost its parent, its logs and its exits.
 func (p *pod) watchShim(process shim.Process) {
-	for {
-		fd, err := process.Pin()
-		if err == nil {
-			err = errors.Join(unix.SetNonblock(fd, true), waitReadable(fd)) // PIDFD_NONBLOCK is of 5.10
-		}
-		if err == nil || errors.Is(err, os.ErrProcessDone) {
-			break
-		}
+	for err := process.Await(); err != nil; err = process.Await() {
 		p.Log.Warn("cannot watch a shim; it is tried again", "pod", p.id, "pid", process.PID, "error", err)
 		time.Sleep(askRest)
 	}
@@ -35,11 +27,7 @@ func (p *pod) watchInit(process shim.Process) {
 	if process.PID == 0 {
 		return
 	}
-	fd, err := process.Pin()
-	if err == nil {
-		err = errors.Join(unix.SetNonblock(fd, true), waitReadable(fd))
-	}
-	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := process.Await(); err != nil {
 		p.Log.Warn("cannot watch the init of a pod", "pod", p.id, "pid", process.PID, "error", err)
 		return
 	}
@@ -63,23 +51,6 @@ func (p *pod) lost(what string, process shim.Process) {
 	if err := p.halt(ctx); err != nil {
 		p.Log.Error("cannot stop a pod that has lost its "+what, "pod", p.id, "error", err)
 	}
-}
-
-// waitReadable blocks the goroutine, not a thread, until fd (non-blocking, taken over) is readable: for a pidfd, until
-// the process has ended.
-func waitReadable(fd int) error {
-	f := os.NewFile(uintptr(fd), "pidfd")
-	defer f.Close()
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return conn.Read(func(uintptr) bool { return pidfdEnded(fd) })
-}
-
-func pidfdEnded(fd int) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	return err == nil && n > 0
 }
 
 // waitPidfd waits for the end of the process behind fd.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,20 @@ func playDaemon(program string) {
 	}
 	fmt.Println(p.PID, p.Start)
 	select {}
+}
+
+// TestShimsKeepNoThreads: with hundreds of pods, a thread for each would be a daemon of hundreds of threads.
+func TestShimsKeepNoThreads(t *testing.T) {
+	newPod(t)
+	eventually(t, "the goroutine that reaps the shim waits in the poller", func() bool {
+		stacks := make([]byte, 1<<20)
+		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(stack, "shim.reap(") && strings.Contains(stack, "[IO wait") {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 func TestShimSurvivesItsDaemon(t *testing.T) {

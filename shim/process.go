@@ -57,6 +57,31 @@ func (p Process) Pin() (fd int, err error) {
 	return -1, os.ErrProcessDone
 }
 
+// Await returns when this process has ended. It keeps a goroutine meanwhile, and no thread. An error says that nobody can tell.
+func (p Process) Await() error {
+	fd, err := p.Pin()
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // PIDFD_NONBLOCK is of 5.10
+		unix.Close(fd)
+		return err
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer pidfd.Close()
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	})
+}
+
 // NoProcess reports whether pidfd_open(2), called without flags, failed because no process has the pid: nobody (ESRCH), or a thread,
 // for which kernels answer EINVAL or, newer ones, ENOENT. With a flag that the kernel lacks, EINVAL would say nothing about the process.
 func NoProcess(err error) bool {

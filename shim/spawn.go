@@ -108,11 +108,19 @@ func (c Config) start(program string, listener *os.File) (Process, error) {
 	if err != nil { // nobody would know whom to end
 		child.Kill()
 	}
-	go child.Wait()
-	if err != nil {
-		return Process{}, err
+	go reap(child.Pid, p)
+	child.Release()
+	return p, err
+}
+
+// reap waits in wait4(2) only when there is nothing to wait for: that call keeps a thread, and a pod lives for long.
+func reap(pid int, p Process) {
+	p.Await()
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
 	}
-	return p, nil
 }
 
 // runtimeKnobs keep the shim's Go runtime small from its first instruction on: one P has one cache of free memory, the first
