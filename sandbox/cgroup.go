@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/evenkeel/evenkeel/internal/systemd"
@@ -58,8 +57,8 @@ func (p *pod) containerCgroup(id string) string {
 }
 
 // specCgroup is how the runtime is told.
-func (c *container) specCgroup(pod *pod) string {
-	if pod.facts().Scopes && c.Systemd != nil {
+func (c *creation) specCgroup() string {
+	if c.pod.facts().Scopes && c.Systemd != nil {
 		return c.Systemd.SpecPath(c.facts().Cgroup, c.id)
 	}
 	return c.facts().Cgroup
@@ -93,14 +92,14 @@ func graceAtShutdown(cfg *cri.ContainerConfig) time.Duration {
 }
 
 // annotate asks the runtime for properties of the container's scope.
-func (c *container) annotate(spec *specs.Spec) {
+func (c *creation) annotate() {
 	if c.scope() == "" {
 		return
 	}
-	if spec.Annotations == nil {
-		spec.Annotations = map[string]string{}
+	if c.spec.Annotations == nil {
+		c.spec.Annotations = map[string]string{}
 	}
-	maps.Copy(spec.Annotations, c.Systemd.Annotations(graceAtShutdown(c.facts().Config.Message)))
+	maps.Copy(c.spec.Annotations, c.Systemd.Annotations(graceAtShutdown(c.config)))
 }
 
 // oomGroup has the kernel end a container as a whole. systemd sets it to what it thinks of it, 0, whenever it applies properties.

@@ -39,7 +39,7 @@ func TestCgroupsOfBothDrivers(t *testing.T) {
 		if got := made.facts().Cgroup; got != c.container {
 			t.Errorf("parent %q: the container is in %s, want %s", c.parent, got, c.container)
 		}
-		if got := made.specCgroup(p); got != c.spec {
+		if got := p.creation(made).specCgroup(); got != c.spec {
 			t.Errorf("parent %q: the spec says %s, want %s", c.parent, got, c.spec)
 		}
 		if scoped := made.scope() != ""; scoped != c.pods.Scopes {

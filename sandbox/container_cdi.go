@@ -17,7 +17,7 @@ var cdiDirs = []string{"/etc/cdi", "/var/run/cdi"}
 
 // findCDI reads the specifications of the requested devices: each vendor's own edits once, before those of its first device.
 // They are read for each request, which is rare, so that nothing has to watch the directories.
-func (c *container) findCDI(ctx context.Context, cfg *cri.ContainerConfig) ([]cdispecs.ContainerEdits, error) {
+func (c *creation) findCDI(ctx context.Context, cfg *cri.ContainerConfig) ([]cdispecs.ContainerEdits, error) {
 	if len(cfg.GetCDIDevices()) == 0 {
 		return nil, nil
 	}
@@ -74,7 +74,7 @@ func unknownCDI(cache *cdi.Cache, name string) error {
 }
 
 // completeNodes looks at the device nodes whose numbers a specification leaves to the node.
-func (c *container) completeNodes(ctx context.Context, edits *cdispecs.ContainerEdits) error {
+func (c *creation) completeNodes(ctx context.Context, edits *cdispecs.ContainerEdits) error {
 	nodes := make([]*cdispecs.DeviceNode, 0, len(edits.DeviceNodes))
 	for _, given := range edits.DeviceNodes {
 		n := *given

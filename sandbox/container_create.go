@@ -34,6 +34,26 @@ var (
 
 var errContainerStopped = errors.New("the container was stopped meanwhile")
 
+// A creation is a container that is being made, with what is known only while it is made, in the order in which its steps find it out.
+type creation struct {
+	*container
+	pod    *pod
+	config *cri.ContainerConfig
+
+	label     string // SELinux's, for what is mounted for the container alone; empty where SELinux is off
+	image     *image.Image
+	volumes   map[int]image.Volume // the request's mounts that are images, by their number
+	shown     map[string]string    // where those are mounted in the state directory, by container_path
+	hostPaths map[string]string    // the request's host paths, symlinks resolved
+	spec      *specs.Spec
+	process   shim.Process
+	fault     startFault
+}
+
+func (p *pod) creation(c *container) *creation {
+	return &creation{container: c, pod: p, config: c.facts().Config.Message}
+}
+
 // build makes the container, or leaves nothing of it.
 func (c *container) build(ctx context.Context, pod *pod) {
 	limit := max(containerBuildLimit, 2*c.createLimit())
@@ -42,7 +62,7 @@ func (c *container) build(ctx context.Context, pod *pod) {
 	ctx, end := c.whileWanted(ctx, 0)
 	defer end()
 	ctx, told := c.timeline.begin(ctx, "CreateContainer", containerCreated)
-	err := c.make(ctx, pod)
+	err := pod.creation(c).make(ctx)
 	if err != nil {
 		c.doing.set("it failed (%v), and what there is of it is being removed", err)
 		err = errors.Join(err, c.teardown(ctx))
@@ -57,112 +77,66 @@ func (c *container) build(ctx context.Context, pod *pod) {
 	c.turn.give()
 }
 
-func (c *container) make(ctx context.Context, pod *pod) error {
-	if err := pod.open(c); err != nil {
-		return err
-	}
-	label, err := c.mountLabel(pod)
-	if err != nil {
-		return err
-	}
-	img, err := c.image()
-	if err != nil {
-		return err
-	}
-	volumes, err := c.findVolumes(ctx)
-	if err != nil {
-		return err
-	}
-	c.claimProject()
-	err = containerRecordIntent.Do(ctx, func() error {
-		if err := os.MkdirAll(c.containerRoot(c.id), 0o700); err != nil {
+func (c *creation) make(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{
+		c.check, c.findImage, c.findVolumes, c.recordIntent, c.mountRootfs, c.mountVolumes,
+		c.decide, c.checkProgram, c.writeBundle, c.create, c.checkTarget, c.recordCreated,
+	} {
+		if err := step(ctx); err != nil {
 			return err
 		}
-		return writeRecord(c.containerRoot(c.id), c.facts())
-	})
-	if err != nil {
-		return fmt.Errorf("cannot record container %s: %w", c.id, err)
 	}
-	if err := c.mountRootfs(ctx, img, pod.idMap(), label); err != nil {
-		return err
-	}
-	shown, err := c.mountVolumes(ctx, volumes, pod.idMap(), label)
-	if err != nil {
-		return err
-	}
-	spec, user, err := c.decide(ctx, pod, img, shown)
-	if err != nil {
-		return err
-	}
-	if err := c.checkProgram(spec); err != nil {
-		return err
-	}
-	if err := c.writeBundle(ctx, spec); err != nil {
-		return err
-	}
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	process, fault, err := c.create(ctx, pod.owner())
-	if err != nil {
-		return err
-	}
-	if err := c.checkTarget(); err != nil {
-		return err
-	}
-	err = c.note(ctx, containerCreated, func(r *containerRecord) {
-		r.Process, r.CreatedAt, r.StopSignal = process, time.Now(), stopSignal(r.Config.Message, img)
-		r.User.Message, r.StartFault, r.StartCode = user, fault.message, fault.code
-	})
-	if err == nil {
-		c.tellPlugins(ctx, ContainerCreated)
-	}
-	return err
-}
-
-// open refuses containers in a pod that is not READY. The container is in the index by then, so a Stop that comes later finds it.
-func (p *pod) open(c *container) error {
-	if r := p.facts(); !r.ready() {
-		return fmt.Errorf("cannot make container %q: pod %s is not ready: %w", c.facts().Config.Message.Metadata.Name, p.id, ErrState)
-	}
-	if p.silent.Load() {
-		return fmt.Errorf("cannot make container %q: the shim of pod %s does not answer: %w", c.facts().Config.Message.Metadata.Name, p.id, ErrUnknownState)
-	}
-	if _, err := c.logPolicy(); err != nil {
-		return fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
-	}
-	if err := checkStopSignal(c.facts().Config.Message.GetStopSignal()); err != nil {
-		return fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
-	}
-	sandbox := p.facts().Config.Message.GetLinux().GetSecurityContext()
-	if c.facts().Config.Message.GetLinux().GetSecurityContext().GetPrivileged() && !sandbox.GetPrivileged() {
-		return fmt.Errorf("config.linux.security_context.privileged: pod %s is not privileged, so its containers cannot be: %w", p.id, ErrInvalid)
-	}
+	c.tellPlugins(ctx, ContainerCreated)
 	return nil
 }
 
-// image finds the container's image and enters its layers into the record, which protects them from removal.
-func (c *container) image() (*image.Image, error) {
-	want := c.facts().Config.Message.GetImage().GetImage()
+// check refuses what no step could make, and containers in a pod that is not READY. The container is in the index by then, so a Stop
+// that comes later finds it.
+func (c *creation) check(context.Context) (err error) {
+	name := c.config.Metadata.Name
+	if !c.pod.facts().ready() {
+		return fmt.Errorf("cannot make container %q: pod %s is not ready: %w", name, c.podID, ErrState)
+	}
+	if c.pod.silent.Load() {
+		return fmt.Errorf("cannot make container %q: the shim of pod %s does not answer: %w", name, c.podID, ErrUnknownState)
+	}
+	if _, err := c.logPolicy(); err != nil {
+		return fmt.Errorf("cannot make container %q: %w", name, err)
+	}
+	if err := checkStopSignal(c.config.GetStopSignal()); err != nil {
+		return fmt.Errorf("cannot make container %q: %w", name, err)
+	}
+	sandbox := c.pod.facts().Config.Message.GetLinux().GetSecurityContext()
+	if c.config.GetLinux().GetSecurityContext().GetPrivileged() && !sandbox.GetPrivileged() {
+		return fmt.Errorf("config.linux.security_context.privileged: pod %s is not privileged, so its containers cannot be: %w", c.podID, ErrInvalid)
+	}
+	c.label, err = c.mountLabel()
+	return err
+}
+
+// findImage enters the layers of the container's image into the record, which protects them from removal.
+func (c *creation) findImage(context.Context) error {
+	want, name := c.config.GetImage().GetImage(), c.config.Metadata.Name
 	if want == "" {
-		return nil, fmt.Errorf("config.image.image of container %q is empty: %w", c.facts().Config.Message.Metadata.Name, ErrInvalid)
+		return fmt.Errorf("config.image.image of container %q is empty: %w", name, ErrInvalid)
 	}
 	img, err := c.Images.Find(want)
 	if err != nil {
-		return nil, fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
+		return fmt.Errorf("cannot make container %q: %w", name, err)
 	}
 	next := *c.facts()
 	next.ImageID, next.ImageRef, next.Layers = img.ID.String(), img.ID.String(), img.Layers
 	if len(img.Digests) > 0 {
 		next.ImageRef = img.Digests[0]
 	}
-	next.ImageName = imageName(c.facts().Config.Message.GetImage(), img)
+	next.ImageName = imageName(c.config.GetImage(), img)
 	c.record.Store(&next)
 	// From here on the layers are in use. Had the image been removed between the look-up and this, some might be gone.
 	if _, err := c.Images.Find(want); err != nil {
-		return nil, fmt.Errorf("cannot make container %q: its image was removed meanwhile: %w", c.facts().Config.Message.Metadata.Name, err)
+		return fmt.Errorf("cannot make container %q: its image was removed meanwhile: %w", name, err)
 	}
-	return img, nil
+	c.image = img
+	return nil
 }
 
 // imageName is the name that was asked for, written out, if the image has it, else one that it has. The kubelet asks for the id
@@ -180,13 +154,27 @@ func imageName(asked *cri.ImageSpec, img *image.Image) string {
 	return asked.GetImage()
 }
 
-func (c *container) mountRootfs(ctx context.Context, img *image.Image, ids *image.IDMap, label string) error {
+func (c *creation) recordIntent(ctx context.Context) error {
+	c.claimProject()
+	err := containerRecordIntent.Do(ctx, func() error {
+		if err := os.MkdirAll(c.containerRoot(c.id), 0o700); err != nil {
+			return err
+		}
+		return writeRecord(c.containerRoot(c.id), c.facts())
+	})
+	if err != nil {
+		return fmt.Errorf("cannot record container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+func (c *creation) mountRootfs(ctx context.Context) error {
 	return containerRootfs.Do(ctx, func() error {
 		if err := os.MkdirAll(c.stateDir(), 0o711); err != nil {
 			return err
 		}
 		root := image.Rootfs{
-			Layers: img.Layers, Target: c.rootfs(), IDMap: ids, Label: label,
+			Layers: c.image.Layers, Target: c.rootfs(), IDMap: c.pod.idMap(), Label: c.label,
 			Upper: filepath.Join(c.containerRoot(c.id), "upper"), Work: filepath.Join(c.containerRoot(c.id), "work"),
 			Project:  c.facts().Project,
 			Volatile: true, // the layer ends with this boot, and unmounting it must not sync the disk of everybody else
@@ -198,53 +186,53 @@ func (c *container) mountRootfs(ctx context.Context, img *image.Image, ids *imag
 	})
 }
 
-// decide gathers what the decision depends on and lets oci decide.
-func (c *container) decide(ctx context.Context, pod *pod, img *image.Image, volumes map[string]string) (*specs.Spec, *cri.ContainerUser, error) {
-	cfg, podCfg := c.facts().Config.Message, pod.facts().Config.Message
-	sc := cfg.GetLinux().GetSecurityContext()
-	user, err := c.user(sc, img.Config.Config.User)
+// decide gathers what the decision depends on, lets oci decide, and plugins change it.
+func (c *creation) decide(ctx context.Context) error {
+	in, err := c.gather(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot make container %q: %w: %w", cfg.Metadata.Name, err, ErrInvalid)
+		return err
 	}
-	namespaces, err := c.joined(pod, sc.GetNamespaceOptions())
-	if err != nil {
-		return nil, nil, err
+	if c.spec, err = oci.ContainerSpec(in); err != nil {
+		return refused(err)
 	}
-	paths, err := c.findHostPaths(ctx, cfg)
-	if err != nil {
-		return nil, nil, err
+	if err := c.consult(ctx, in); err != nil {
+		return err
 	}
-	devices, err := c.findDevices(ctx, cfg)
-	if err != nil {
-		return nil, nil, err
+	if err := c.relabel(ctx); err != nil {
+		return err
 	}
-	vendors, err := c.findCDI(ctx, cfg)
-	if err != nil {
-		return nil, nil, err
-	}
-	host := pod.host()
-	host.AppArmorProfile = c.appArmor(ctx)
-	in := oci.Input{
-		ID: c.id, PodID: pod.id, Container: cfg, Pod: podCfg, Image: img.Config.Config, Rootfs: c.rootfs(),
-		Cgroup: c.specCgroup(pod), User: user, Namespaces: namespaces, Mounts: pod.engineMounts(sc.GetReadonlyRootfs()),
-		HostPaths: paths, ImageVolumes: volumes, Devices: devices, CDI: vendors, Host: host,
-	}
-	in.Host.LocalhostSeccomp = func(path string) ([]byte, error) { return c.readProfile(ctx, path) }
-	spec, err := oci.ContainerSpec(in)
-	if err != nil {
-		return nil, nil, refused(err)
-	}
-	if err := c.consult(ctx, pod, in, spec); err != nil {
-		return nil, nil, err
-	}
-	if err := c.relabel(ctx, cfg, paths, spec.Linux.MountLabel); err != nil {
-		return nil, nil, err
-	}
-	c.annotate(spec)
+	c.annotate()
 	for _, clamp := range oci.Clamps(in) {
 		c.Log.Warn("a request was clamped to what this machine grants", "container", c.id, "clamp", clamp)
 	}
-	return spec, containerUser(spec.Process.User), nil
+	return nil
+}
+
+func (c *creation) gather(ctx context.Context) (in oci.Input, err error) {
+	in = oci.Input{
+		ID: c.id, PodID: c.podID, Container: c.config, Pod: c.pod.facts().Config.Message, Image: c.image.Config.Config, Rootfs: c.rootfs(),
+		Cgroup: c.specCgroup(), Mounts: c.pod.engineMounts(c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs()), ImageVolumes: c.shown,
+		Host: c.pod.host(),
+	}
+	if in.User, err = c.user(); err != nil {
+		return in, fmt.Errorf("cannot make container %q: %w: %w", c.config.Metadata.Name, err, ErrInvalid)
+	}
+	if in.Namespaces, err = c.joined(); err != nil {
+		return in, err
+	}
+	if c.hostPaths, err = c.findHostPaths(ctx); err != nil {
+		return in, err
+	}
+	in.HostPaths = c.hostPaths
+	if in.Devices, err = c.findDevices(ctx); err != nil {
+		return in, err
+	}
+	if in.CDI, err = c.findCDI(ctx, c.config); err != nil {
+		return in, err
+	}
+	in.Host.AppArmorProfile = c.appArmor(ctx)
+	in.Host.LocalhostSeccomp = func(path string) ([]byte, error) { return c.readProfile(ctx, path) }
+	return in, nil
 }
 
 // refused keeps oci's words at the front, since the kubelet matches some by prefix (RROUnsupported), and adds what kind of refusal it is.
@@ -265,8 +253,8 @@ func containerUser(u specs.User) *cri.ContainerUser {
 }
 
 // joined lists the namespaces that the container shares with its pod or with the container it targets.
-func (c *container) joined(pod *pod, o *cri.NamespaceOption) (map[specs.LinuxNamespaceType]string, error) {
-	files := pod.namespaces()
+func (c *creation) joined() (map[specs.LinuxNamespaceType]string, error) {
+	o, files := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions(), c.pod.namespaces()
 	if o.GetPid() != cri.NamespaceMode_POD {
 		delete(files, specs.PIDNamespace)
 	}
@@ -275,7 +263,7 @@ func (c *container) joined(pod *pod, o *cri.NamespaceOption) (map[specs.LinuxNam
 		if err != nil {
 			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
 		}
-		if target.podID != pod.id {
+		if target.podID != c.podID {
 			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: container %s belongs to another pod: %w", target.id, ErrInvalid)
 		}
 		files[specs.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", target.facts().Process.PID)
@@ -285,8 +273,8 @@ func (c *container) joined(pod *pod, o *cri.NamespaceOption) (map[specs.LinuxNam
 
 // checkTarget comes after the runtime has opened the target's namespace by its pid: had the target ended before, the pid
 // could have been another process's by then. Nothing of the image has run yet.
-func (c *container) checkTarget() error {
-	o := c.facts().Config.Message.GetLinux().GetSecurityContext().GetNamespaceOptions()
+func (c *creation) checkTarget(context.Context) error {
+	o := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if o.GetPid() != cri.NamespaceMode_TARGET {
 		return nil
 	}
@@ -297,9 +285,9 @@ func (c *container) checkTarget() error {
 	return nil
 }
 
-func (c *container) writeBundle(ctx context.Context, spec *specs.Spec) error {
+func (c *creation) writeBundle(ctx context.Context) error {
 	return containerBundle.Do(ctx, func() error {
-		data, err := json.Marshal(spec)
+		data, err := json.Marshal(c.spec)
 		if err != nil {
 			return fmt.Errorf("cannot encode the spec of container %s: %w", c.id, err)
 		}
@@ -324,31 +312,41 @@ type startFault struct {
 }
 
 // create lets the shim run the runtime's create. An entrypoint that cannot be executed is kept for Start to report.
-func (c *container) create(ctx context.Context, owner shim.Owner) (process shim.Process, fault startFault, err error) {
-	cfg := c.facts().Config.Message
+func (c *creation) create(ctx context.Context) (err error) {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
 	request := shim.CreateRequest{
 		ID: c.id, Bundle: c.stateDir(), LogPath: c.facts().LogPath,
-		TTY: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(), Owner: owner,
+		TTY: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), Owner: c.pod.owner(),
 	}
 	if request.Log, err = c.logPolicy(); err != nil {
-		return process, fault, err
+		return err
 	}
 	if dir := c.Cgroups.MemoryDir(c.facts().Cgroup); dir != "" {
 		request.Cgroup = []string{dir}
 	}
 	err = c.runtimeCreate(ctx, func(ctx context.Context) (err error) {
-		if process, err = c.shim().Create(ctx, request); err != nil {
+		if c.process, err = c.shim().Create(ctx, request); err != nil {
 			return err
 		}
 		return c.keepLimits(ctx)
 	})
 	if code, ok := runc.ErrExecutable(err); ok {
-		return process, startFault{err.Error(), code}, nil
+		c.fault = startFault{err.Error(), code}
+		return nil
 	}
 	if err != nil {
-		return process, fault, fmt.Errorf("cannot create container %q (%s): %w", cfg.Metadata.Name, c.id, err)
+		return fmt.Errorf("cannot create container %q (%s): %w", c.config.Metadata.Name, c.id, err)
 	}
-	return process, fault, nil
+	return nil
+}
+
+func (c *creation) recordCreated(ctx context.Context) error {
+	return c.note(ctx, containerCreated, func(r *containerRecord) {
+		r.Process, r.CreatedAt, r.StopSignal = c.process, time.Now(), stopSignal(c.config, c.image)
+		r.User.Message, r.StartFault, r.StartCode = containerUser(c.spec.Process.User), c.fault.message, c.fault.code
+	})
 }
 
 // start runs what create prepared. It begins as long as the caller is there, and goes on without: half a start cannot be taken back.

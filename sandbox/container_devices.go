@@ -16,19 +16,19 @@ import (
 )
 
 // findDevices looks up the devices a request names, and before them all of the node's for a privileged container.
-func (c *container) findDevices(ctx context.Context, cfg *cri.ContainerConfig) ([]oci.Device, error) {
+func (c *creation) findDevices(ctx context.Context) ([]oci.Device, error) {
 	c.doing.set("looking up its devices")
 	ctx, stop := context.WithTimeoutCause(ctx, hostPathLimit, fmt.Errorf("no answer within %s: %w", hostPathLimit, ErrTimeout))
 	defer stop()
 	var devices []oci.Device
-	if cfg.GetLinux().GetSecurityContext().GetPrivileged() {
+	if c.config.GetLinux().GetSecurityContext().GetPrivileged() {
 		all, err := c.paths.Devices(ctx, "/dev")
 		if err != nil {
 			return nil, fmt.Errorf("cannot list the node's devices: %w", err)
 		}
 		devices = hostDevices(all)
 	}
-	for _, d := range cfg.GetDevices() {
+	for _, d := range c.config.GetDevices() {
 		if !path.IsAbs(d.GetHostPath()) {
 			return nil, fmt.Errorf("config.devices: host_path %q is not absolute: %w", d.GetHostPath(), ErrInvalid)
 		}

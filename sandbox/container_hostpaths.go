@@ -29,7 +29,7 @@ const (
 // findHostPaths resolves the symlinks of every host path, makes a missing one a directory, which is what the kubelet
 // expects, and checks that mounts can travel as the request wants. The log's directory is looked up as well: the shim
 // opens the log, and nothing ends a shim's open of a file that never answers.
-func (c *container) findHostPaths(ctx context.Context, cfg *cri.ContainerConfig) (map[string]string, error) {
+func (c *creation) findHostPaths(ctx context.Context) (map[string]string, error) {
 	c.doing.set("looking up its host paths")
 	ctx, stop := context.WithTimeoutCause(ctx, hostPathLimit, fmt.Errorf("no answer within %s: %w", hostPathLimit, ErrTimeout))
 	defer stop()
@@ -39,7 +39,7 @@ func (c *container) findHostPaths(ctx context.Context, cfg *cri.ContainerConfig)
 		}
 	}
 	resolved := map[string]string{}
-	for _, m := range cfg.GetMounts() {
+	for _, m := range c.config.GetMounts() {
 		if m.GetHostPath() == "" {
 			continue
 		}
@@ -55,7 +55,7 @@ func (c *container) findHostPaths(ctx context.Context, cfg *cri.ContainerConfig)
 	return resolved, nil
 }
 
-func (c *container) hostPath(ctx context.Context, m *cri.Mount) (found hostpath.Path, err error) {
+func (c *creation) hostPath(ctx context.Context, m *cri.Mount) (found hostpath.Path, err error) {
 	if !filepath.IsAbs(m.GetHostPath()) {
 		return found, fmt.Errorf("the path is not absolute: %w", ErrInvalid)
 	}
@@ -67,7 +67,7 @@ func (c *container) hostPath(ctx context.Context, m *cri.Mount) (found hostpath.
 }
 
 // readProfile reads a seccomp profile of the node's.
-func (c *container) readProfile(ctx context.Context, path string) ([]byte, error) {
+func (c *creation) readProfile(ctx context.Context, path string) ([]byte, error) {
 	c.doing.set("reading the seccomp profile %s", path)
 	ctx, stop := context.WithTimeoutCause(ctx, hostPathLimit, fmt.Errorf("no answer within %s: %w", hostPathLimit, ErrTimeout))
 	defer stop()
@@ -87,11 +87,12 @@ func travels(m *cri.Mount, found hostpath.Path) error {
 }
 
 // relabel lets the container's label reach what its volumes hold, where the request asks for it and SELinux is on.
-func (c *container) relabel(ctx context.Context, cfg *cri.ContainerConfig, paths map[string]string, label string) error {
+func (c *creation) relabel(ctx context.Context) error {
+	label := c.spec.Linux.MountLabel
 	if label == "" {
 		return nil
 	}
-	wanted, err := toRelabel(cfg, paths)
+	wanted, err := toRelabel(c.config, c.hostPaths)
 	if err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func unlabelled(path string) bool {
 
 // runtimeCreate bounds the runtime's create: the shim kills the runtime and all its children when the call ends. A mount
 // whose storage died after it was looked up is what can make it hang, so the error says which one is silent.
-func (c *container) runtimeCreate(ctx context.Context, create func(context.Context) error) error {
+func (c *creation) runtimeCreate(ctx context.Context, create func(context.Context) error) error {
 	c.doing.set("waiting for the OCI runtime")
 	limit := c.createLimit()
 	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the OCI runtime has not made it within %s: %w", limit, ErrTimeout))
@@ -150,10 +151,10 @@ func (c *container) createLimit() time.Duration { return cmp.Or(c.runtime().Crea
 
 // suspect asks the storage behind the container's mounts whether it still answers, while the runtime is quiet. What it
 // finds is told to whoever asks what the container is waiting for.
-func (c *container) suspect(ctx context.Context) (stop func()) {
+func (c *creation) suspect(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	timer := time.AfterFunc(suspectAfter, func() {
-		for _, m := range c.facts().Config.Message.GetMounts() {
+		for _, m := range c.config.GetMounts() {
 			if m.GetHostPath() != "" && ctx.Err() == nil && !c.answers(ctx, m.GetHostPath()) {
 				c.doing.set("waiting for the OCI runtime, which uses the host path %s, and its file system does not answer", m.GetHostPath())
 				return
@@ -163,7 +164,7 @@ func (c *container) suspect(ctx context.Context) (stop func()) {
 	return func() { timer.Stop(); cancel() }
 }
 
-func (c *container) answers(ctx context.Context, path string) bool {
+func (c *creation) answers(ctx context.Context, path string) bool {
 	limited, stop := context.WithTimeout(ctx, suspectLimit)
 	defer stop()
 	err := c.paths.Probe(limited, path)

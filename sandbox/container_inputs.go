@@ -17,7 +17,7 @@ import (
 )
 
 // user resolves who the process runs as against the image's own user database.
-func (c *container) user(sc *cri.LinuxContainerSecurityContext, imageUser string) (oci.User, error) {
+func (c *creation) user() (oci.User, error) {
 	passwd, err := c.readInRootfs("etc/passwd")
 	if err != nil {
 		return oci.User{}, err
@@ -26,7 +26,7 @@ func (c *container) user(sc *cri.LinuxContainerSecurityContext, imageUser string
 	if err != nil {
 		return oci.User{}, err
 	}
-	return oci.ResolveUser(sc, imageUser, passwd, group)
+	return oci.ResolveUser(c.config.GetLinux().GetSecurityContext(), c.image.Config.Config.User, passwd, group)
 }
 
 // databaseLimit bounds what is read of an image's user database, in bytes: the image is not ours.
@@ -34,7 +34,7 @@ const databaseLimit = 4 << 20
 
 // readInRootfs reads a file of the image with every symlink resolved inside the image (openat2(2), RESOLVE_IN_ROOT).
 // A file that is not there is nil.
-func (c *container) readInRootfs(name string) ([]byte, error) {
+func (c *creation) readInRootfs(name string) ([]byte, error) {
 	root, err := unix.Open(c.rootfs(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the root file system of container %s: %w", c.id, err)

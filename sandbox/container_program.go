@@ -1,17 +1,17 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"strings"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/evenkeel/evenkeel/image"
 )
 
 // checkProgram names a program that this machine cannot run while the container is made, when somebody reads the message.
 // The kernel would say "exec format error", or that a file which is there does not exist.
-func (c *container) checkProgram(spec *specs.Spec) error {
+func (c *creation) checkProgram(context.Context) error {
+	spec := c.spec
 	program := image.Program{Name: spec.Process.Args[0], Dir: spec.Process.Cwd}
 	for _, variable := range spec.Process.Env {
 		if value, ok := strings.CutPrefix(variable, "PATH="); ok {
@@ -22,7 +22,7 @@ func (c *container) checkProgram(spec *specs.Spec) error {
 		program.Hidden = append(program.Hidden, m.Destination)
 	}
 	if err := image.CheckExecutable(c.rootfs(), program); err != nil {
-		return fmt.Errorf("cannot make container %q: %w", c.facts().Config.Message.Metadata.Name, err)
+		return fmt.Errorf("cannot make container %q: %w", c.config.Metadata.Name, err)
 	}
 	return nil
 }

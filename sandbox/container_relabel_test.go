@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -31,9 +32,11 @@ func TestWhichVolumesAreRelabelled(t *testing.T) {
 
 // Where SELinux is off there is no label to give, and a request is not looked at: it may name what would be refused elsewhere.
 func TestNothingIsRelabelledWithoutALabel(t *testing.T) {
-	c := &container{Pods: &Pods{}}
-	cfg := &cri.ContainerConfig{Mounts: []*cri.Mount{{ContainerPath: "/e", HostPath: "/etc", SelinuxRelabel: true}}}
-	if err := c.relabel(t.Context(), cfg, map[string]string{"/etc": "/etc"}, ""); err != nil {
+	c := &creation{
+		container: &container{Pods: &Pods{}}, hostPaths: map[string]string{"/etc": "/etc"}, spec: &specs.Spec{Linux: &specs.Linux{}},
+		config: &cri.ContainerConfig{Mounts: []*cri.Mount{{ContainerPath: "/e", HostPath: "/etc", SelinuxRelabel: true}}},
+	}
+	if err := c.relabel(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

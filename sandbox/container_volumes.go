@@ -34,42 +34,41 @@ func (c *container) volumeDir(n int) string {
 }
 
 // findVolumes enters the images of the request's volumes into the record, which protects their layers from removal.
-func (c *container) findVolumes(ctx context.Context) (map[int]image.Volume, error) {
-	found := map[int]image.Volume{}
+func (c *creation) findVolumes(ctx context.Context) error {
+	c.volumes = map[int]image.Volume{}
 	next := *c.facts()
-	for n, m := range next.Config.Message.GetMounts() {
+	for n, m := range c.config.GetMounts() {
 		if m.GetImage() == nil {
 			continue
 		}
 		v, err := c.Images.Volume(ctx, m.GetImage().GetImage())
 		if err != nil {
-			return nil, volumeFailed(m, err)
+			return volumeFailed(m, err)
 		}
-		found[n] = v
+		c.volumes[n] = v
 		next.Volumes = append(next.Volumes, imageVolume{ContainerPath: m.GetContainerPath(), ImageID: v.ID.String(), Layers: v.Layers})
 	}
 	c.record.Store(&next)
-	return found, nil
+	return nil
 }
 
-// mountVolumes shows each image read-only in the container's state directory and returns what to mount in the
-// container, by container_path.
-func (c *container) mountVolumes(ctx context.Context, volumes map[int]image.Volume, ids *image.IDMap, label string) (map[string]string, error) {
-	shown := map[string]string{}
-	for n, v := range volumes {
-		m := c.facts().Config.Message.GetMounts()[n]
-		v.IDMap, v.Label = ids, label
+// mountVolumes shows each image read-only in the container's state directory.
+func (c *creation) mountVolumes(ctx context.Context) error {
+	c.shown = map[string]string{}
+	for n, v := range c.volumes {
+		m := c.config.GetMounts()[n]
+		v.IDMap, v.Label = c.pod.idMap(), c.label
 		err := containerVolumes.Do(ctx, func() error { return v.Mount(ctx, c.volumeDir(n)) })
 		if err != nil {
-			return nil, volumeFailed(m, err)
+			return volumeFailed(m, err)
 		}
 		path, err := v.Inside(c.volumeDir(n), m.GetImageSubPath())
 		if err != nil {
-			return nil, volumeFailed(m, err)
+			return volumeFailed(m, err)
 		}
-		shown[m.GetContainerPath()] = path
+		c.shown[m.GetContainerPath()] = path
 	}
-	return shown, nil
+	return nil
 }
 
 // volumeFailed begins with the word by which the kubelet counts failures (k8s.io/cri-api/pkg/errors).

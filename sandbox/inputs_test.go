@@ -59,17 +59,17 @@ func TestStopSignal(t *testing.T) {
 func TestAnUnknownStopSignalIsRefused(t *testing.T) {
 	pod, containers := enter(t, emptyPods(t), "p", 1)
 	containers[0].facts().Config.Message.StopSignal = 99
-	if err := pod.open(containers[0]); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "config.stop_signal: 99") {
+	if err := pod.creation(containers[0]).check(t.Context()); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "config.stop_signal: 99") {
 		t.Errorf("got %v", err)
 	}
 	containers[0].facts().Config.Message.StopSignal = cri.Signal_SIGNAL_SIGRTMAX
-	if err := pod.open(containers[0]); err != nil {
+	if err := pod.creation(containers[0]).check(t.Context()); err != nil {
 		t.Errorf("a signal of the CRI's: %v", err)
 	}
 }
 
 func TestATargetWhosePidIsAnothersIsRefused(t *testing.T) {
-	_, containers := enter(t, emptyPods(t), "p", 2)
+	pod, containers := enter(t, emptyPods(t), "p", 2)
 	c, target := containers[0], containers[1]
 	c.facts().Config.Message.Linux = &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
 		NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: target.id}}}
@@ -82,11 +82,11 @@ func TestATargetWhosePidIsAnothersIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	target.facts().Process = shim.Process{PID: os.Getpid(), Start: start}
-	if err := c.checkTarget(); err != nil {
+	if err := pod.creation(c).checkTarget(t.Context()); err != nil {
 		t.Errorf("a target that lives: %v", err)
 	}
 	target.facts().Process.Start++
-	if err := c.checkTarget(); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), target.id) {
+	if err := pod.creation(c).checkTarget(t.Context()); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), target.id) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -29,11 +29,10 @@ func (p *pod) mountLabel() string {
 }
 
 // mountLabel of what is mounted for the container alone.
-func (c *container) mountLabel(pod *pod) (string, error) {
-	cfg := c.facts().Config.Message
-	label, err := oci.MountLabel(c.Host, pod.facts().Config.Message, cfg)
+func (c *creation) mountLabel() (string, error) {
+	label, err := oci.MountLabel(c.Host, c.pod.facts().Config.Message, c.config)
 	if err != nil {
-		return "", fmt.Errorf("cannot make container %q: %w: %w", cfg.Metadata.Name, err, ErrInvalid)
+		return "", fmt.Errorf("cannot make container %q: %w: %w", c.config.Metadata.Name, err, ErrInvalid)
 	}
 	return label, nil
 }

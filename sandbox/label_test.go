@@ -41,7 +41,7 @@ func TestMountLabels(t *testing.T) {
 		"a level of its own": {on: true, own: &cri.SELinuxOption{Level: "s0:c9"}, pod: files + "s0:c1,c2", container: files + "s0:c9", shm: `mode=1777,size=67108864,uid=0,gid=0,context="` + files + `s0:c1,c2"`},
 	} {
 		p, c := labelled(t, test.on, test.own)
-		got, err := c.mountLabel(p)
+		got, err := p.creation(c).mountLabel()
 		if err != nil || got != test.container || p.mountLabel() != test.pod {
 			t.Errorf("%s: container %q (%v), pod %q", name, got, err, p.mountLabel())
 		}
@@ -55,7 +55,7 @@ func TestLabelsThatNoMountTakesAreRefused(t *testing.T) {
 	bad := &cri.SELinuxOption{Level: `s0",size=1`}
 	for _, on := range []bool{true, false} {
 		p, c := labelled(t, on, bad)
-		_, ofContainer := c.mountLabel(p)
+		_, ofContainer := p.creation(c).mountLabel()
 		ofPod := p.checkLabel(&cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{SelinuxOptions: bad}}})
 		for _, err := range []error{ofContainer, ofPod} {
 			if refused := errors.Is(err, ErrInvalid) && strings.Contains(err.Error(), "selinux_options"); refused != on {

@@ -98,11 +98,11 @@ func (c *container) tellPlugins(ctx context.Context, what ContainerEvent) {
 }
 
 // consult lets plugins change the spec, and holds the result to the rules that every container is held to.
-func (c *container) consult(ctx context.Context, pod *pod, in oci.Input, spec *specs.Spec) error {
+func (c *creation) consult(ctx context.Context, in oci.Input) error {
 	if c.Plugins == nil {
 		return nil
 	}
-	before, err := cloned(spec)
+	before, err := cloned(c.spec)
 	if err != nil {
 		return err
 	}
@@ -110,20 +110,20 @@ func (c *container) consult(ctx context.Context, pod *pod, in oci.Input, spec *s
 	c.heard.made = true
 	var wish Adjustment
 	err = pluginsContainerCreate.Do(ctx, func() (err error) {
-		wish, err = c.Plugins.Create(ctx, pod.view(), c.view(spec))
+		wish, err = c.Plugins.Create(ctx, c.pod.view(), c.view(c.spec))
 		return err
 	})
 	if err == nil {
-		err = c.inject(ctx, in, spec, wish.CDI)
+		err = c.inject(ctx, in, wish.CDI)
 	}
 	if err == nil {
-		err = in.Revised(spec, before)
+		err = in.Revised(c.spec, before)
 	}
 	if err == nil {
-		err = c.checkAddedMounts(ctx, spec, before)
+		err = c.checkAddedMounts(ctx, before)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot make container %q as plugins want it: %w", in.Container.GetMetadata().GetName(), err)
+		return fmt.Errorf("cannot make container %q as plugins want it: %w", c.config.Metadata.Name, err)
 	}
 	if wish.Resources != nil {
 		next := *c.facts()
@@ -143,7 +143,7 @@ func cloned(spec *specs.Spec) (*specs.Spec, error) {
 	return copied, json.Unmarshal(data, copied)
 }
 
-func (c *container) inject(ctx context.Context, in oci.Input, spec *specs.Spec, devices []string) error {
+func (c *creation) inject(ctx context.Context, in oci.Input, devices []string) error {
 	if len(devices) == 0 {
 		return nil
 	}
@@ -155,14 +155,14 @@ func (c *container) inject(ctx context.Context, in oci.Input, spec *specs.Spec, 
 	if err != nil {
 		return err
 	}
-	return in.InjectCDI(spec, edits)
+	return in.InjectCDI(c.spec, edits)
 }
 
 // checkAddedMounts asks for the host paths that plugins brought, so that one whose storage does not answer is named.
-func (c *container) checkAddedMounts(ctx context.Context, spec, before *specs.Spec) error {
+func (c *creation) checkAddedMounts(ctx context.Context, before *specs.Spec) error {
 	ctx, stop := context.WithTimeoutCause(ctx, hostPathLimit, fmt.Errorf("no answer within %s: %w", hostPathLimit, ErrTimeout))
 	defer stop()
-	for _, m := range spec.Mounts {
+	for _, m := range c.spec.Mounts {
 		if !oci.Bound(m) || oci.HasMount(before, m) {
 			continue
 		}

@@ -42,7 +42,7 @@ func projectAt(id string, try int) uint32 {
 }
 
 // claimProject notes the container's project, which is written with its first record. A container without one is walked.
-func (c *container) claimProject() {
+func (c *creation) claimProject() {
 	if !c.projects {
 		return
 	}
@@ -57,7 +57,7 @@ func (c *container) claimProject() {
 	c.Log.Warn("the writable layer of a container is counted by walking it, as no project is free", "container", c.id)
 }
 
-func (c *container) takeProject(project uint32) bool {
+func (c *creation) takeProject(project uint32) bool {
 	c.claiming.Lock()
 	defer c.claiming.Unlock()
 	for _, other := range c.index.allContainers("") {
