@@ -28,19 +28,19 @@ const (
 )
 
 // dump has CRIU write the memory of all processes. It does not end with ctx.
-func (c *container) dump(ctx context.Context, dir string) error {
+func (c checkpoint) dump(ctx context.Context) error {
 	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), dumpLimit, fmt.Errorf("CRIU is not done after %s: %w", dumpLimit, ErrTimeout))
 	defer stop()
 	ctx, end := c.whileWanted(ctx, dumpPatience)
 	defer end()
-	err := c.runtime().Checkpoint(ctx, c.id, runc.CheckpointOptions{Images: filepath.Join(dir, checkpointImages), Work: dir})
+	err := c.runtime().Checkpoint(ctx, c.id, runc.CheckpointOptions{Images: filepath.Join(c.dir, checkpointImages), Work: c.dir})
 	if err == nil {
 		return nil
 	}
 	if c.wanted.Err() != nil {
 		return context.Cause(c.wanted)
 	}
-	if reasons := criuErrors(filepath.Join(dir, checkpointLog)); reasons != "" {
+	if reasons := criuErrors(filepath.Join(c.dir, checkpointLog)); reasons != "" {
 		return fmt.Errorf("CRIU failed: %s%s: %w", reasons, criuHint(reasons), err)
 	}
 	return err
@@ -77,13 +77,13 @@ func criuHint(reasons string) string {
 	return ""
 }
 
-// describeCheckpoint writes the three documents.
-func (c *container) describeCheckpoint(dir string) error {
+// describe writes the three documents.
+func (c checkpoint) describe() error {
 	spec, err := os.ReadFile(filepath.Join(c.stateDir(), "config.json"))
 	if err != nil {
 		return err
 	}
-	config, err := json.Marshal(c.checkpointConfig())
+	config, err := json.Marshal(c.config())
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (c *container) describeCheckpoint(dir string) error {
 		return err
 	}
 	for name, text := range map[string][]byte{"spec.dump": spec, "config.dump": config, "status.dump": status} {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(c.dir, name), text, 0o600); err != nil {
 			return err
 		}
 	}
@@ -112,7 +112,7 @@ type checkpointConfig struct {
 	Restored        bool      `json:"restored"`
 }
 
-func (c *container) checkpointConfig() checkpointConfig {
+func (c checkpoint) config() checkpointConfig {
 	r := c.facts()
 	image := r.Config.Message.GetImage()
 	return checkpointConfig{

@@ -45,13 +45,13 @@ func (w writerUntil) Write(p []byte) (int, error) {
 }
 
 // dumpLayer writes the two files of the checkpoint that say so.
-func (c *container) dumpLayer(ctx context.Context, dir string) error {
+func (c checkpoint) dumpLayer(ctx context.Context) error {
 	upper, err := os.OpenRoot(filepath.Join(c.containerRoot(c.id), "upper"))
 	if err != nil {
 		return err
 	}
 	defer upper.Close()
-	f, err := os.OpenFile(filepath.Join(dir, layerArchive), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(filepath.Join(c.dir, layerArchive), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (c *container) dumpLayer(ctx context.Context, dir string) error {
 	if err != nil || len(d.gone) == 0 {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, layerDeletions), deletions, 0o600)
+	return os.WriteFile(filepath.Join(c.dir, layerDeletions), deletions, 0o600)
 }
 
 func (d *layerDiff) directory(name string) error {

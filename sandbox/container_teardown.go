@@ -167,7 +167,7 @@ func (c *container) release(ctx context.Context) error {
 		c.settle(ctx)                     // it may be on record in memory only
 		return os.RemoveAll(c.stateDir()) // a shim that was silent writes its exit file late, and makes the directory for it
 	}
-	if err := c.endCheckpoint(ctx); err != nil { // cgroup v1 kills nothing that is frozen
+	if err := c.checkpoint().end(ctx); err != nil { // cgroup v1 kills nothing that is frozen
 		return err
 	}
 	c.markKilled()

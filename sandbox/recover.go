@@ -306,8 +306,8 @@ func (c *container) adopt(ctx context.Context, s shim.ContainerState, held bool)
 		if begun != nil {
 			c.inBackground(ctx, "start a container whose start was under way", c.id, func(ctx context.Context) error { return c.joinStart(ctx, begun) })
 		}
-		if c.inCheckpoint() {
-			c.inBackground(ctx, "end a checkpoint that was under way", c.id, c.recoverCheckpoint)
+		if c.checkpoint().begun() {
+			c.inBackground(ctx, "end a checkpoint that was under way", c.id, c.checkpoint().recover)
 		}
 		go c.watch()
 	}

@@ -49,7 +49,7 @@ func (c *Containers) Checkpoint(ctx context.Context, id, location string, timeou
 	if err != nil {
 		return err
 	}
-	if err := found.canCheckpoint(); err != nil {
+	if err := found.checkpoint().possible(); err != nil {
 		return err
 	}
 	if timeout <= 0 {
@@ -60,15 +60,30 @@ func (c *Containers) Checkpoint(ctx context.Context, id, location string, timeou
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it is not made within %s: %w", timeout, ErrTimeout))
 	defer stop()
 	return found.timeline.during(ctx, "CheckpointContainer", checkpointEnd, func(ctx context.Context) error {
-		if err := found.checkpoint(ctx, filepath.Clean(location)); err != nil {
+		if err := found.checkpoint().take(ctx, filepath.Clean(location)); err != nil {
 			return fmt.Errorf("cannot write a checkpoint of container %s to %s: %w", found.id, location, err)
 		}
 		return nil
 	})
 }
 
-// canCheckpoint looks for what makes a checkpoint. CRIU is looked for each time: it can be installed while the engine runs.
-func (c *container) canCheckpoint() error {
+// A checkpoint of a container is under way, or was when the engine died, as long as its directory exists. There is one at a time.
+type checkpoint struct {
+	*container
+	dir string // holds what becomes the archive; memory images are large, so it is not on a tmpfs
+}
+
+func (c *container) checkpoint() checkpoint {
+	return checkpoint{c, filepath.Join(c.containerRoot(c.id), "checkpoint")}
+}
+
+func (c checkpoint) begun() bool {
+	_, err := os.Lstat(c.dir)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// possible looks for what makes a checkpoint. CRIU is looked for each time: it can be installed while the engine runs.
+func (c checkpoint) possible() error {
 	if r := c.runtime(); r.NoCheckpoint {
 		return fmt.Errorf("the OCI runtime %s is built without checkpoints: %w", r.Path, ErrUnsupported)
 	}
@@ -78,7 +93,7 @@ func (c *container) canCheckpoint() error {
 	return nil
 }
 
-func (c *container) checkpoint(ctx context.Context, location string) error {
+func (c checkpoint) take(ctx context.Context, location string) error {
 	if err := c.mayCreate(ctx, location); err != nil {
 		return err
 	}
@@ -93,13 +108,13 @@ func (c *container) checkpoint(ctx context.Context, location string) error {
 		err := c.capture(wanted, location)
 		undo, end := undoing(ctx)
 		defer end()
-		done.end(errors.Join(err, c.endCheckpoint(undo)))
+		done.end(errors.Join(err, c.end(undo)))
 	}()
 	return done.wait(ctx)
 }
 
 // mayCreate finds out early what would make all the work vain.
-func (c *container) mayCreate(ctx context.Context, location string) error {
+func (c checkpoint) mayCreate(ctx context.Context, location string) error {
 	ctx, stop := context.WithTimeoutCause(ctx, hostPathLimit, fmt.Errorf("no answer within %s: %w", hostPathLimit, ErrTimeout))
 	defer stop()
 	dir, err := c.paths.Resolve(ctx, filepath.Dir(location))
@@ -118,35 +133,25 @@ func (c *container) mayCreate(ctx context.Context, location string) error {
 	return fmt.Errorf("it exists already: %w", ErrInvalid)
 }
 
-// checkpointDir holds what becomes the archive. Memory images are large, so it is not on a tmpfs. That it exists says that
-// a checkpoint is under way, or was when the engine died.
-func (c *container) checkpointDir() string { return filepath.Join(c.containerRoot(c.id), "checkpoint") }
-
-func (c *container) inCheckpoint() bool {
-	_, err := os.Lstat(c.checkpointDir())
-	return !errors.Is(err, fs.ErrNotExist)
-}
-
 // capture freezes the container for as long as its memory and its files are read, so that they fit together. The archive is
 // written while it runs again.
-func (c *container) capture(ctx context.Context, location string) error {
+func (c checkpoint) capture(ctx context.Context, location string) error {
 	if c.gone || c.state() != cri.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("it has ended: %w", ErrState)
 	}
-	if err := c.endCheckpoint(ctx); err != nil { // one that could not be undone
+	if err := c.end(ctx); err != nil { // one that could not be undone
 		return err
 	}
-	dir := c.checkpointDir()
 	steps := []struct {
 		effect effect.Effect
 		act    func(context.Context) error
 	}{
-		{checkpointBegin, func(context.Context) error { return os.Mkdir(dir, 0o700) }},
+		{checkpointBegin, func(context.Context) error { return os.Mkdir(c.dir, 0o700) }},
 		{checkpointPause, c.freeze},
-		{checkpointDump, func(ctx context.Context) error { return c.dump(ctx, dir) }},
-		{checkpointLayer, func(ctx context.Context) error { return c.dumpLayer(ctx, dir) }},
+		{checkpointDump, c.dump},
+		{checkpointLayer, c.dumpLayer},
 		{checkpointResume, c.thaw},
-		{checkpointWrite, func(ctx context.Context) error { return c.writeCheckpoint(ctx, dir, location) }},
+		{checkpointWrite, func(ctx context.Context) error { return c.write(ctx, location) }},
 	}
 	for _, step := range steps {
 		if ctx.Err() != nil {
@@ -159,12 +164,12 @@ func (c *container) capture(ctx context.Context, location string) error {
 	return nil
 }
 
-// writeCheckpoint leaves the writing to a helper: the storage at location may never answer.
-func (c *container) writeCheckpoint(ctx context.Context, dir, location string) error {
-	if err := c.describeCheckpoint(dir); err != nil {
+// write leaves the writing to a helper: the storage at location may never answer.
+func (c checkpoint) write(ctx context.Context, location string) error {
+	if err := c.describe(); err != nil {
 		return err
 	}
-	err := c.paths.Create(ctx, location, func(w io.Writer) error { return archiveOf(dir, w) })
+	err := c.paths.Create(ctx, location, func(w io.Writer) error { return archiveOf(c.dir, w) })
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("it exists already: %w", ErrInvalid)
 	}
@@ -176,7 +181,7 @@ const freezeTries = 20
 
 // freeze has the runtime stop every process. The freezer of cgroup v1 misses children that are born while it is at work, and
 // runc gives up on a container that forks all the time; it has thawed it by then.
-func (c *container) freeze(ctx context.Context) (err error) {
+func (c checkpoint) freeze(ctx context.Context) (err error) {
 	for range freezeTries {
 		err = c.runtime().Pause(ctx, c.id)
 		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "unable to freeze") {
@@ -187,7 +192,7 @@ func (c *container) freeze(ctx context.Context) (err error) {
 }
 
 // thaw lets the container go on. A nil error means that nothing of it is frozen.
-func (c *container) thaw(ctx context.Context) error {
+func (c checkpoint) thaw(ctx context.Context) error {
 	runtime := c.runtime()
 	if _, err := os.Lstat(filepath.Join(runtime.Root, c.id)); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -202,21 +207,20 @@ func (c *container) thaw(ctx context.Context) error {
 	return runtime.Resume(ctx, c.id)
 }
 
-// endCheckpoint brings the container back to where it was before a checkpoint. A nil error means that it is not frozen and
+// end brings the container back to where it was before a checkpoint. A nil error means that it is not frozen and
 // that nothing of the checkpoint is left but a finished archive. A CRIU is known by its working directory.
-func (c *container) endCheckpoint(ctx context.Context) error {
-	if !c.inCheckpoint() {
+func (c checkpoint) end(ctx context.Context) error {
+	if !c.begun() {
 		return nil
 	}
-	dir := c.checkpointDir()
 	err := checkpointEnd.Do(ctx, func() error {
-		for _, pid := range workingIn(dir) {
+		for _, pid := range workingIn(c.dir) {
 			endProcess(pid)
 		}
 		if err := c.thaw(ctx); err != nil {
 			return err
 		}
-		return os.RemoveAll(dir)
+		return os.RemoveAll(c.dir)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot undo a checkpoint of container %s: %w", c.id, err)
@@ -224,9 +228,9 @@ func (c *container) endCheckpoint(ctx context.Context) error {
 	return nil
 }
 
-// recoverCheckpoint leaves half of its time to a CRIU whose engine has died, which goes on and leaves the container as frozen as it
+// recover leaves half of its time to a CRIU whose engine has died, which goes on and leaves the container as frozen as it
 // found it, and the rest to undoing.
-func (c *container) recoverCheckpoint(ctx context.Context) error {
+func (c checkpoint) recover(ctx context.Context) error {
 	if err := c.turn.take(ctx); err != nil {
 		return err
 	}
@@ -234,10 +238,10 @@ func (c *container) recoverCheckpoint(ctx context.Context) error {
 	wanted, end := c.whileWanted(ctx, dumpPatience)
 	defer end()
 	deadline := time.Now().Add(teardownLimit / 2)
-	for len(workingIn(c.checkpointDir())) > 0 && wanted.Err() == nil && time.Now().Before(deadline) {
+	for len(workingIn(c.dir)) > 0 && wanted.Err() == nil && time.Now().Before(deadline) {
 		time.Sleep(100 * time.Millisecond)
 	}
-	return c.endCheckpoint(ctx)
+	return c.end(ctx)
 }
 
 // workingIn lists the processes whose working directory is dir.
