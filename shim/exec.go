@@ -65,7 +65,9 @@ func (e *execution) part() {
 	case e.request.KillRest:
 		e.killAll(nil)
 	default:
-		e.leaf.dissolve()
+		if e.leaf.dissolve() != nil {
+			e.late.add(lateLeaf{e.leaf, (*leaf).moveOut})
+		}
 	}
 }
 
@@ -75,6 +77,7 @@ func (e *execution) killAll(ended <-chan ending) {
 	if e.leaf != nil {
 		if err := e.leaf.kill(); err != nil {
 			e.complain(fmt.Errorf("what an exec in container %s has started does not end: %w", e.request.ID, err))
+			e.late.add(lateLeaf{e.leaf, (*leaf).killNow})
 		}
 	}
 	if ended == nil {

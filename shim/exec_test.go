@@ -27,11 +27,15 @@ func (p *pod) daemons(id string) string {
 
 func (p *pod) noLeaves() {
 	p.t.Helper()
-	for _, pattern := range []string{"/sys/fs/cgroup/*/" + cgroupName() + "/*/exec-*", "/sys/fs/cgroup/" + cgroupName() + "/*/exec-*"} {
+	for _, pattern := range leafPatterns() {
 		if left, _ := filepath.Glob(pattern); left != nil {
 			p.t.Errorf("cgroups of execs are left: %v", left)
 		}
 	}
+}
+
+func leafPatterns() []string {
+	return []string{"/sys/fs/cgroup/*/" + cgroupName() + "/*/exec-*", "/sys/fs/cgroup/" + cgroupName() + "/*/exec-*"}
 }
 
 const reapingInit = "while :; do sleep 3600 & wait $!; done"
@@ -46,6 +50,38 @@ func TestDeadlineOfAnExecReachesDaemons(t *testing.T) {
 	}
 	if n := p.daemons(id); n != "0" {
 		t.Errorf("%s daemons outlive the deadline of their exec", n)
+	}
+	p.noLeaves()
+}
+
+// A leaf that cannot be removed when its exec ends, here because of a cgroup inside, goes before the next exec.
+func TestLateLeaf(t *testing.T) {
+	p := newPod(t)
+	id := p.run(shell(reapingInit))
+	var inside string
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	go eventually(t, "the exec has a cgroup", func() bool {
+		for _, pattern := range leafPatterns() {
+			if leaves, _ := filepath.Glob(pattern); leaves != nil {
+				inside = leaves[0] + "/inside"
+				return os.Mkdir(inside, 0o755) == nil
+			}
+		}
+		return false
+	})
+	if _, _, err := p.execContext(ctx, "sleep 779", id); err != context.DeadlineExceeded {
+		t.Errorf("exec past its deadline gave %v", err)
+	}
+	eventually(t, "the shim has given the leaf up", func() bool {
+		log, err := os.ReadFile(filepath.Join(p.config.Dir, stderrName))
+		return err == nil && strings.Contains(string(log), filepath.Dir(inside))
+	})
+	if err := os.Remove(inside); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.exec("true", id); err != nil {
+		t.Error(err)
 	}
 	p.noLeaves()
 }

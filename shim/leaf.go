@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -146,18 +148,25 @@ func (l *leaf) members() (pids []int) {
 	return pids
 }
 
-// dissolve moves what survives the exec into the container's cgroup, where it would have been without a leaf. What cannot be
-// moved stays where it is; the runtime removes the leaf with the container.
-func (l *leaf) dissolve() {
+// dissolve moves what survives the exec into the container's cgroup, where it would have been without a leaf, and removes the leaf.
+func (l *leaf) dissolve() error {
 	deadline := time.Now().Add(leafMoveLimit)
-	for pause := 200 * time.Microsecond; l.remove() != nil && time.Now().Before(deadline); pause *= 2 {
-		for _, pid := range l.members() {
-			os.WriteFile(filepath.Join(l.parent, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+	for pause := 200 * time.Microsecond; ; pause *= 2 {
+		err := l.remove()
+		if err != nil {
+			l.moveOut()
+			err = l.remove()
 		}
-		if l.remove() == nil {
-			return
+		if err == nil || time.Now().After(deadline) {
+			return err
 		}
 		time.Sleep(pause) // until what is dying has died
+	}
+}
+
+func (l *leaf) moveOut() {
+	for _, pid := range l.members() {
+		os.WriteFile(filepath.Join(l.parent, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
 	}
 }
 
@@ -170,8 +179,45 @@ func (l *leaf) remove() error {
 	return nil
 }
 
+// lateLeaves are those that could not be removed when their execs ended, since what was in them did not go in time: it is in state D,
+// or the machine starves. The next execs of the pod try again, so that what stays is what is stuck now. Containers take theirs along.
+type lateLeaves struct {
+	mu   sync.Mutex // guards what follows
+	list []lateLeaf
+}
+
+type lateLeaf struct {
+	*leaf
+	end func(*leaf) // what is to become of what is in it
+}
+
+// lateMost are more than a pod has in peace; containers that make cgroups in their execs' could lengthen the list for ever.
+const lateMost = 64
+
+func (l *lateLeaves) add(late lateLeaf) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.list) < lateMost {
+		l.list = append(l.list, late)
+	}
+}
+
+// retry does not wait.
+func (l *lateLeaves) retry() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = slices.DeleteFunc(l.list, func(late lateLeaf) bool {
+		if late.remove() == nil {
+			return true
+		}
+		late.end(late.leaf)
+		return late.remove() == nil
+	})
+}
+
 // openLeaf makes a leaf for an exec, or returns nil where there can be none.
 func (s *server) openLeaf(c *container) *leaf {
+	s.late.retry()
 	if s.noLeaves.Load() {
 		return nil
 	}

@@ -31,6 +31,7 @@ type server struct {
 	quiet    quiet
 	leaves   func() runc.SubCgroups // what the runtime takes, asked once
 	noLeaves atomic.Bool            // execs in this pod get no cgroups of their own
+	late     lateLeaves
 	reaper   *reaper
 	done     chan struct{} // closed once Shutdown was granted
 
