@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -29,19 +27,6 @@ var (
 	condemnLayer = effect.New("image.layer.condemn")
 )
 
-// lacks names a layer of an image that is not in place, or nothing.
-func (s *Store) lacks(r record) digest.Digest {
-	for _, id := range r.needs() {
-		if !s.has(id) {
-			return id
-		}
-	}
-	return ""
-}
-
-// findBroken is find among broken images.
-func (s *Store) findBroken(ref string) (*entry, error) { return findIn(s.brokenEntries(), ref) }
-
 // Broken finds an image that no list shows and that Remove would remove: one that lacks a layer. It is named as for Get.
 func (s *Store) Broken(ref string) (*Image, error) {
 	e, err := s.findBroken(ref)
@@ -49,22 +34,6 @@ func (s *Store) Broken(ref string) (*Image, error) {
 		return nil, err
 	}
 	return e.image, nil
-}
-
-func (s *Store) brokenEntries() []*entry {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return byAge(slices.Collect(maps.Values(s.broken)))
-}
-
-// brokenNames are those that an image had before it broke.
-func (s *Store) brokenNames(id digest.Digest) names {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e := s.broken[id]; e != nil {
-		return names{e.Tags, e.Digests}
-	}
-	return names{}
 }
 
 // condemn takes a damaged layer out of the index, and the images that need it out of the list. It returns them. In a turn of
@@ -75,7 +44,7 @@ func (s *Store) condemn(ctx context.Context, id digest.Digest) ([]*entry, error)
 		return nil, err
 	}
 	defer s.turn.give()
-	images := s.unlist(id)
+	images := s.index.condemnLayer(id)
 	err := condemnLayer.Do(ctx, func() error {
 		return errors.Join(os.WriteFile(filepath.Join(s.layerDir(id), damagedMark), nil, 0o600), syncDir(s.layerDir(id)))
 	})
@@ -87,24 +56,6 @@ func (s *Store) condemn(ctx context.Context, id digest.Digest) ([]*entry, error)
 
 // damagedMark is a file beside layer.json.
 const damagedMark = "damaged"
-
-// unlist is condemn in memory.
-func (s *Store) unlist(id digest.Digest) (images []*entry) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.layers, id)
-	s.condemned[id] = true
-	for _, e := range s.images {
-		if slices.Contains(e.needs(), id) {
-			images = append(images, e)
-		}
-	}
-	for _, e := range images {
-		delete(s.images, e.ID)
-		s.broken[e.ID] = e
-	}
-	return byAge(images)
-}
 
 // heal pulls a broken image by the names that say exactly what it is.
 func (s *Store) heal(ctx context.Context, e *entry) error {

@@ -3,9 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -59,14 +56,6 @@ func (s *Store) Check(ctx context.Context, repair bool, progress func(read, of i
 		report.Broken = append(report.Broken, BrokenImage{e.image, reason})
 	}
 	return report, context.Cause(ctx)
-}
-
-func (s *Store) layerRecords() []layerRecord {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := slices.Collect(maps.Values(s.layers))
-	slices.SortFunc(list, func(a, b layerRecord) int { return strings.Compare(string(a.DiffID), string(b.DiffID)) })
-	return list
 }
 
 func (s *Store) check(ctx context.Context, list []layerRecord, progress func(read, of int)) (report Report, err error) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -46,6 +47,7 @@ type Store struct {
 	ArchiveBytes int64
 	Log          *slog.Logger // nil: silent
 
+	index
 	pulls      flights[pullKey, *Image]
 	unpacks    flights[digest.Digest, string] // by diff ID; the value is the directory in ingest
 	turn       turn                           // held while images and layers appear or disappear on disk
@@ -58,20 +60,13 @@ type Store struct {
 	answers    time.Duration // of one host, until a manifest or config is here; 0: documentLimit
 	idleLimit  time.Duration // of a whole pull; 0: idleLimit
 
-	mu     sync.Mutex // guards what follows; never held over disk or network
-	images map[digest.Digest]*entry
-	layers map[digest.Digest]layerRecord // in place below layers/
-	holds  map[digest.Digest]int         // by running pulls: layers that must not be collected now
-	leases map[digest.Digest]time.Time   // of images: until when; see lease.go
-	ghosts map[digest.Digest]*entry      // removed images whose lease still runs
-	broken map[digest.Digest]*entry      // images that lack a layer; see broken.go
-	// condemned layers are in place and damaged: in no index, but on disk until no broken image is left to replace them.
-	condemned map[digest.Digest]bool
-	expiry    *time.Timer        // of the ghosts
-	chores    context.Context    // of what the store does by itself, from Open to Close
-	stop      context.CancelFunc // of chores
-	lost      int                // syncs that failed
-	closed    bool
+	lostSyncs atomic.Int64 // that failed
+
+	mu     sync.Mutex         // guards what follows
+	expiry *time.Timer        // of the ghosts, images that were removed within their lease
+	chores context.Context    // of what the store does by itself, from Open to Close
+	stop   context.CancelFunc // of chores
+	closed bool
 }
 
 // Limits bound what one layer may cost.

@@ -36,19 +36,15 @@ func (s *Store) Find(ref string) (*Image, error) {
 // leased finds an image or a ghost and renews its lease.
 func (s *Store) leased(ref string) (*entry, error) {
 	e, err := s.find(ref)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return nil, err
-	}
-	if err != nil {
-		s.mu.Lock()
-		s.expire()
-		list := slices.Collect(maps.Values(s.ghosts))
-		s.mu.Unlock()
-		ghost, missing := findIn(byAge(list), ref)
+	if errors.Is(err, ErrNotFound) {
+		ghost, missing := findIn(s.haunting(), ref)
 		if missing != nil {
 			return nil, err
 		}
-		e = ghost
+		e, err = ghost, nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	s.lease(e.ID)
 	return e, nil
@@ -60,28 +56,22 @@ func (s *Store) lease(id digest.Digest) {
 	if term == 0 {
 		term = leaseTime
 	}
-	if term < 0 {
-		return
+	if term > 0 {
+		s.leaseUntil(id, time.Now().Add(term))
 	}
+}
+
+// arm has the layers of the next ghost freed when its lease ends. Whatever renews the lease meanwhile is seen then.
+func (s *Store) arm(next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases[id] = time.Now().Add(term)
-}
-
-// haunt keeps a removed image for the rest of its lease. Called with mu held.
-func (s *Store) haunt(e *entry) {
-	if rest := time.Until(s.leases[e.ID]); rest > 0 && !s.closed {
-		s.ghosts[e.ID] = e
-		s.arm(rest)
-	}
-}
-
-// arm sets the time at which the next ghost ends. Called with mu held.
-func (s *Store) arm(rest time.Duration) {
 	if s.expiry != nil {
 		s.expiry.Stop()
 	}
-	s.expiry = time.AfterFunc(rest+time.Millisecond, func() {
+	if next.IsZero() || s.closed {
+		return
+	}
+	s.expiry = time.AfterFunc(time.Until(next)+time.Millisecond, func() {
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
@@ -97,20 +87,35 @@ func (s *Store) arm(rest time.Duration) {
 	})
 }
 
-// expire ends what is over and arms the timer for what is not. Called with mu held.
-func (s *Store) expire() {
-	now := time.Now()
-	maps.DeleteFunc(s.leases, func(_ digest.Digest, until time.Time) bool { return !until.After(now) })
-	var next time.Time
-	for id := range s.ghosts {
-		until, ok := s.leases[id]
-		if !ok {
-			delete(s.ghosts, id)
-		} else if next.IsZero() || until.Before(next) {
-			next = until
+func (x *index) leaseUntil(id digest.Digest, end time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.leases[id] = end
+}
+
+// haunting lists the ghosts.
+func (x *index) haunting() []*entry {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.expire()
+	return byAge(slices.Collect(maps.Values(x.ghosts)))
+}
+
+// nextExpiry is when the first lease of a ghost ends; zero: there is none.
+func (x *index) nextExpiry() (next time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id := range x.ghosts {
+		if end := x.leases[id]; next.IsZero() || end.Before(next) {
+			next = end
 		}
 	}
-	if !next.IsZero() && !s.closed {
-		s.arm(next.Sub(now))
-	}
+	return next
+}
+
+// expire ends what is over. Called with mu held.
+func (x *index) expire() {
+	now := time.Now()
+	maps.DeleteFunc(x.leases, func(_ digest.Digest, end time.Time) bool { return !end.After(now) })
+	maps.DeleteFunc(x.ghosts, func(id digest.Digest, _ *entry) bool { return x.leases[id].IsZero() })
 }

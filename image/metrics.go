@@ -46,9 +46,7 @@ func (s *Store) Metrics() Metrics {
 		BytesDownloaded: c.downloaded.Load(), Resumptions: c.resumed.Load(), Stalls: c.stalled.Load(),
 	}
 	m.Bytes, m.Inodes = s.FsInfo()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m.Images, m.Layers, m.Broken = len(s.images), len(s.layers), len(s.broken)
+	m.Images, m.Layers, m.Broken = len(s.entries()), len(s.layerRecords()), len(s.brokenEntries())
 	return m
 }
 

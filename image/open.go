@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -36,11 +35,9 @@ func (s *Store) Open(ctx context.Context) error {
 	s.windows = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)) // with a pull's own one: more would not be faster, and each costs 8 MiB
 	s.mu.Lock()
 	s.chores, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	s.images, s.layers, s.holds = map[digest.Digest]*entry{}, map[digest.Digest]layerRecord{}, map[digest.Digest]int{}
-	s.broken, s.condemned = map[digest.Digest]*entry{}, map[digest.Digest]bool{}
-	s.leases, s.ghosts = map[digest.Digest]time.Time{}, map[digest.Digest]*entry{}
 	s.closed = false
 	s.mu.Unlock()
+	s.index.clear(s.layerDir, s.Pinned)
 	for _, p := range s.Pinned {
 		if _, err := ParseReference(p); err != nil && !strings.HasPrefix(p, "sha256:") {
 			return fmt.Errorf("cannot pin image: %w", err)
@@ -99,7 +96,7 @@ func (s *Store) loadLayers(ctx context.Context) error {
 			err = errors.Join(err, s.dropDamaged(ctx, e.Name()))
 			continue
 		}
-		s.layers[l.DiffID] = l
+		s.index.enterLayer(l)
 	}
 	return err
 }
@@ -141,7 +138,7 @@ func (s *Store) loadImages() error {
 	for _, r := range records {
 		if lost := s.lacks(r); lost != "" {
 			s.logger().Error("image lacks a layer; it is not listed until that layer has been fetched", "image", r.ID, "tags", r.Tags, "layer", lost)
-			s.broken[r.ID] = s.entry(r)
+			s.enterBroken(r)
 			continue
 		}
 		s.enter(r)

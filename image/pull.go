@@ -117,7 +117,7 @@ func (s *Store) rename(ctx context.Context, desc ocispec.Descriptor, want ocispe
 
 // bring is the one way in which an image gets into the store, from a registry or from an archive.
 func (s *Store) bring(ctx context.Context, src source, p *plan, called names, tell func(Progress)) (*Image, error) {
-	w := &work{Store: s, src: src, tell: tell, lost: s.failedSyncs()}
+	w := &work{Store: s, src: src, tell: tell, lost: s.lostSyncs.Load()}
 	img, err := w.run(ctx, p, called)
 	if failed := w.end(ctx, err != nil); err == nil && failed != nil {
 		s.logger().Warn("cannot clear up after a pull; the next start tries again", "image", p.id(), "error", failed)

@@ -38,13 +38,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err := removeRecord.Do(ctx, func() error { return s.forget(e.ID) }); err != nil {
 		return fmt.Errorf("cannot remove image %s: %w", ref, err)
 	}
-	s.mu.Lock()
-	if _, whole := s.images[e.ID]; whole {
-		delete(s.images, e.ID)
-		s.haunt(e)
-	}
-	delete(s.broken, e.ID)
-	s.mu.Unlock()
+	s.index.remove(e)
 	if err := s.collect(context.WithoutCancel(ctx)); err != nil {
 		s.logger().Warn("cannot free the layers of an image; the next removal tries again", "image", e.ID, "error", err)
 	}
@@ -76,59 +70,30 @@ func (s *Store) collect(ctx context.Context) error {
 	if s.InUse != nil {
 		used = s.InUse()
 	}
+	whole, damaged := s.unneeded(used)
+	defer func() { s.arm(s.nextExpiry()) }()
 	var failed error
-	sound, damaged := s.unneeded(used)
-	remove := func(id digest.Digest, keep func()) {
-		err := removeLayer.Do(ctx, func() error { return s.toTrash(s.layerDir(id)) })
-		if err != nil {
-			s.keep(id, keep)
+	for _, l := range whole {
+		if err := s.removeLayer(ctx, l.DiffID, func() { s.index.enterLayer(l) }); err != nil {
 			failed = errors.Join(failed, err)
 		}
 	}
-	for _, l := range sound {
-		remove(l.DiffID, func() { s.layers[l.DiffID] = l })
-	}
 	for _, id := range damaged {
-		remove(id, func() { s.condemned[id] = true })
+		if err := s.removeLayer(ctx, id, func() { s.index.condemnLayer(id) }); err != nil {
+			failed = errors.Join(failed, err)
+		}
 	}
 	return errors.Join(failed, s.clearAside(used))
 }
 
-// keep puts back what is known of a layer that could not be removed, so that the next collection tries again.
-func (s *Store) keep(id digest.Digest, put func()) {
-	if _, err := os.Lstat(s.layerDir(id)); err != nil {
-		return
+// removeLayer puts back what was known of a layer that could not be removed, so that the next collection tries again.
+func (s *Store) removeLayer(ctx context.Context, id digest.Digest, putBack func()) error {
+	err := removeLayer.Do(ctx, func() error { return s.toTrash(s.layerDir(id)) })
+	if err == nil {
+		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	put()
-}
-
-// unneeded takes what nobody needs out of the index, and out of what is condemned.
-func (s *Store) unneeded(used map[digest.Digest]bool) (sound []layerRecord, damaged []digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	needed := map[digest.Digest]bool{}
-	s.expire()
-	for _, list := range []map[digest.Digest]*entry{s.images, s.ghosts, s.broken} {
-		for _, e := range list {
-			for _, id := range e.needs() {
-				needed[id] = true
-			}
-		}
+	if _, gone := os.Lstat(s.layerDir(id)); gone == nil {
+		putBack()
 	}
-	free := func(id digest.Digest) bool { return !needed[id] && !used[id] && s.holds[id] == 0 }
-	for id, l := range s.layers {
-		if free(id) {
-			sound = append(sound, l)
-			delete(s.layers, id)
-		}
-	}
-	for id := range s.condemned {
-		if free(id) {
-			damaged = append(damaged, id)
-			delete(s.condemned, id)
-		}
-	}
-	return sound, damaged
+	return err
 }

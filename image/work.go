@@ -36,7 +36,7 @@ type work struct {
 	held  []digest.Digest
 	share map[digest.Digest]*flight[string] // that this work takes part in until its end
 
-	lost    int    // syncs of the store that had failed when this work began
+	lost    int64  // syncs of the store that had failed when this work began
 	mending string // the mend's directory in ingest, if one is being made
 	idle    *time.Timer
 }
@@ -93,23 +93,14 @@ func (w *work) sync(ctx context.Context) error {
 	if err != nil {
 		w.unpacks.forgetAll() // first: a work that begins in between is refused without need, the other way round it would trust a lost layer
 	}
-	w.Store.mu.Lock()
-	defer w.Store.mu.Unlock()
 	if err != nil {
-		w.Store.lost++
+		w.lostSyncs.Add(1)
 		return err
 	}
-	if w.Store.lost != w.lost {
+	if w.lostSyncs.Load() != w.lost {
 		return errors.New("the disk lost data when another image was synced; pull once more")
 	}
 	return nil
-}
-
-// failedSyncs is how many syncs have failed so far.
-func (s *Store) failedSyncs() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.lost
 }
 
 // gather returns when every layer is in place or in ingest, whoever put it there.
@@ -218,10 +209,7 @@ func (w *work) publishOne(ctx context.Context, id digest.Digest, dir string) err
 	if err := publishLayer.Do(ctx, func() error { return w.place(ctx, dir, id) }); err != nil {
 		return err
 	}
-	w.Store.mu.Lock()
-	defer w.Store.mu.Unlock()
-	w.layers[id] = l
-	delete(w.condemned, id)
+	w.index.enterLayer(l)
 	return nil
 }
 
@@ -269,24 +257,6 @@ func (s *Store) restore(id digest.Digest) error {
 		return s.save(old.record)
 	}
 	return s.forget(id)
-}
-
-func (s *Store) byID(id digest.Digest) *entry {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.images[id]
-}
-
-func (s *Store) nextSequence() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var highest uint64
-	for _, list := range []map[digest.Digest]*entry{s.images, s.broken} {
-		for _, e := range list {
-			highest = max(highest, e.Sequence)
-		}
-	}
-	return highest + 1
 }
 
 // end gives up what the work took. When it returns, nothing of a failed work is left in the store, unless another
