@@ -51,14 +51,16 @@ func (s *Server) ContainerStatus(ctx context.Context, req *cri.ContainerStatusRe
 	if err := need("container_id", req.ContainerId); err != nil {
 		return nil, err
 	}
-	status, err := s.Containers.Status(req.ContainerId)
+	if !req.Verbose {
+		status, err := s.Containers.Status(req.ContainerId)
+		return &cri.ContainerStatusResponse{Status: status}, err
+	}
+	status, info, err := s.Containers.Verbose(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
 	resp := &cri.ContainerStatusResponse{Status: status}
-	if req.Verbose {
-		resp.Info, err = verbose(s.Containers.Info(req.ContainerId))
-	}
+	resp.Info, err = verbose(info, nil)
 	return resp, err
 }
 

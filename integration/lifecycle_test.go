@@ -313,6 +313,7 @@ func TestEndOfTheSharedInit(t *testing.T) {
 			pod := n.runPod(cfg)
 			c := engine.Container("rude", busybox, "sh", "-c", "sleep 2; kill 1; sleep 1000")
 			c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+			c.Linux.SecurityContext.Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined} // or AppArmor keeps the signal from init
 			id := n.run(pod, cfg, c)
 			if daemon == "down" {
 				must(t, n.Kill())

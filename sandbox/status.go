@@ -150,11 +150,25 @@ func (c *Containers) Status(id string) (*cri.ContainerStatus, error) {
 	return found.status(), nil
 }
 
-func (c *container) status() *cri.ContainerStatus {
-	r := c.facts()
+// Verbose is Status and what else is known, of one moment.
+func (c *Containers) Verbose(id string) (*cri.ContainerStatus, map[string]any, error) {
+	found, err := c.pods.index.container(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := found.facts()
+	if !r.listed() {
+		return nil, nil, fmt.Errorf("container %q: %w", id, ErrNotFound)
+	}
+	return found.statusOf(r), found.info(r), nil
+}
+
+func (c *container) status() *cri.ContainerStatus { return c.statusOf(c.facts()) }
+
+func (c *container) statusOf(r *containerRecord) *cri.ContainerStatus {
 	cfg := r.Config.Message
 	status := &cri.ContainerStatus{
-		Id: r.ID, Metadata: cfg.Metadata, State: c.state(), CreatedAt: r.CreatedAt.UnixNano(),
+		Id: r.ID, Metadata: cfg.Metadata, State: c.stateOf(r), CreatedAt: r.CreatedAt.UnixNano(),
 		Image: r.image(), ImageRef: r.ImageRef, ImageId: r.ImageID, Labels: cfg.Labels, Annotations: cfg.Annotations,
 		Mounts: r.mountStatus(), LogPath: r.LogPath, User: r.User.Message, StopSignal: criSignal(r.StopSignal),
 		Resources: &cri.ContainerResources{Linux: r.Resources.Message},
@@ -198,25 +212,20 @@ var criSignals = sync.OnceValue(func() map[int]cri.Signal {
 	return signals
 })
 
-// Info is the verbose part of the status, for people and for agents that read it.
-func (c *Containers) Info(id string) (map[string]any, error) {
-	found, err := c.pods.index.container(id)
-	if err != nil {
-		return nil, err
-	}
-	r := found.facts()
+// info is the verbose part of the status, for people and for agents that read it.
+func (c *container) info(r *containerRecord) map[string]any {
 	info := map[string]any{
 		"sandboxID": r.PodID, "pid": 0, "privileged": r.Config.Message.GetLinux().GetSecurityContext().GetPrivileged(),
-		"runtimeType": found.runtime().Path, "removing": r.Doomed, "cgroup": r.Cgroup, "snapshotter": "overlayfs", "snapshotKey": r.ID, "config": r.Config, "timeline": found.history(),
+		"runtimeType": c.runtime().Path, "removing": r.Doomed, "cgroup": r.Cgroup, "snapshotter": "overlayfs", "snapshotKey": r.ID, "config": r.Config, "timeline": c.history(),
 	}
 	if r.FinishedAt.IsZero() {
 		info["pid"] = r.Process.PID
 	}
-	spec, err := found.readBundle()
+	spec, err := c.readBundle()
 	if err == nil {
 		info["runtimeSpec"] = spec
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		info["runtimeSpecError"] = err.Error()
 	}
-	return info, nil
+	return info
 }
