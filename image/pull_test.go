@@ -507,6 +507,9 @@ func TestGetKnowsEveryName(t *testing.T) {
 	writeHosts(t, s, "docker.io", fmt.Sprintf("server = %q\n", h.URL))
 	h.push(t, "library/busybox:latest", made)
 	s.Pinned = []string{"busybox"}
+	if err := s.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	img := pull(t, s, "busybox")
 	if !img.Pinned || img.Tags[0] != "docker.io/library/busybox:latest" {
 		t.Errorf("got %+v", img)
