@@ -199,7 +199,7 @@ func TestStopMeetsStart(t *testing.T) {
 			_, err := n.Runtime.StartContainer(n.ctx(), &cri.StartContainerRequest{ContainerId: id})
 			started <- err
 		}()
-		time.Sleep(200 * time.Millisecond) // the start waits for the shim
+		time.Sleep(engine.Patience(200 * time.Millisecond)) // the start waits for the shim
 		wake := time.AfterFunc(wakes, func() { syscall.Kill(shim, syscall.SIGCONT) })
 		grace := int64(wakes/time.Second) + 2
 		if id == ended {
