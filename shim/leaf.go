@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -205,14 +204,17 @@ func (l *lateLeaves) add(late lateLeaf) {
 // retry does not wait.
 func (l *lateLeaves) retry() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.list = slices.DeleteFunc(l.list, func(late lateLeaf) bool {
+	list := l.list
+	l.list = nil
+	l.mu.Unlock()
+	for _, late := range list {
 		if late.remove() == nil {
-			return true
+			continue
 		}
-		late.end(late.leaf)
-		return late.remove() == nil
-	})
+		if late.end(late.leaf); late.remove() != nil {
+			l.add(late)
+		}
+	}
 }
 
 // openLeaf makes a leaf for an exec, or returns nil where there can be none.
