@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -82,10 +83,16 @@ func answer(ctx context.Context, err error, trace *effect.Trace) error {
 		message = crierrors.ErrRegistryUnavailable.Error() + ": " + message
 	}
 	message = lead(message)
-	if steps := trace.String(); steps != "" && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if steps := trace.String(); steps != "" && ranOut(ctx, code) {
 		message = fmt.Sprintf("%s (steps: %s)", message, steps)
 	}
 	return status.Error(code, message)
+}
+
+// ranOut tells whether the client's time is up, or was taken to be by a room that answers before it is (sandbox.Margin).
+func ranOut(ctx context.Context, code codes.Code) bool {
+	deadline, limited := ctx.Deadline()
+	return errors.Is(ctx.Err(), context.DeadlineExceeded) || limited && code == codes.DeadlineExceeded && time.Until(deadline) < sandbox.Margin
 }
 
 // lead brings the word that the kubelet looks for to the start of a message, where it looks. The rooms below write it

@@ -98,4 +98,21 @@ func TestOnlyAnExpiredRequestIsToldItsSteps(t *testing.T) {
 	if got := answer(expired, expired.Err(), trace).Error(); !strings.Contains(got, "cri-test.step") {
 		t.Errorf("a client whose time is up is not told the steps: %s", got)
 	}
+	for _, c := range []struct {
+		what string
+		left time.Duration
+		err  error
+		told bool
+	}{
+		{"answered shortly before the deadline", sandbox.Margin / 2, fmt.Errorf("not up yet: %w", context.DeadlineExceeded), true},
+		{"stopped shortly before it, and not done", sandbox.Margin / 2, sandbox.ErrTimeout, true},
+		{"a limit of the request's own, long before it", time.Minute, sandbox.ErrTimeout, false},
+		{"refused shortly before it", sandbox.Margin / 2, sandbox.ErrInvalid, false},
+	} {
+		limited, cancel := context.WithTimeout(ctx, c.left)
+		defer cancel()
+		if got := answer(limited, c.err, trace).Error(); strings.Contains(got, "cri-test.step") != c.told {
+			t.Errorf("%s: %s", c.what, got)
+		}
+	}
 }

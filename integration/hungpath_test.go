@@ -124,12 +124,7 @@ func TestRuntimeHangsOnHostPath(t *testing.T) {
 				fuse.close()
 				n.removePod(pod)
 			}
-			n.eventually(10*time.Second, func() error {
-				if left := n.runtimes(); len(left) > 0 {
-					return fmt.Errorf("runtimes are left: %v", left)
-				}
-				return nil
-			})
+			n.noneLeft("runtimes", 10*time.Second, n.runtimes)
 		})
 	}
 }
@@ -218,9 +213,15 @@ func (n *node) grows(path string) {
 
 func (n *node) noHelperLeft() {
 	n.t.Helper()
-	n.eventually(5*time.Second, func() error {
-		if stuck := n.helpers(); len(stuck) > 0 {
-			return fmt.Errorf("helpers are left: %v", stuck)
+	n.noneLeft("helpers", 5*time.Second, n.helpers)
+}
+
+// noneLeft waits until nothing of a kind is found.
+func (n *node) noneLeft(what string, patience time.Duration, find func() []string) {
+	n.t.Helper()
+	n.eventually(patience, func() error {
+		if left := find(); len(left) > 0 {
+			return fmt.Errorf("%s are left: %v", what, left)
 		}
 		return nil
 	})

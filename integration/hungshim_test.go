@@ -144,12 +144,7 @@ func (h *hung) commands() (found []string) {
 
 func (h *hung) noCommands() {
 	h.t.Helper()
-	h.eventually(10*time.Second, func() error {
-		if left := h.commands(); len(left) > 0 {
-			return fmt.Errorf("commands of the runtime are left: %v", left)
-		}
-		return nil
-	})
+	h.noneLeft("commands of the runtime", 10*time.Second, h.commands)
 }
 
 // stopWith sends a request that waits for the shim, and stops the shim when it is under way.

@@ -22,6 +22,9 @@ func (a *activity) String() string {
 	return "waiting for its turn"
 }
 
+// Margin is how long before a client's deadline it is answered, at most.
+const Margin = time.Second
+
 // beforeDeadline ends a little earlier than ctx. A client that stops waiting at its deadline has its own words for that;
 // what we know of the reason must reach it before.
 func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -30,5 +33,5 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 		return context.WithCancel(ctx)
 	}
 	left := time.Until(deadline)
-	return context.WithDeadline(ctx, deadline.Add(-min(time.Second, left/10)))
+	return context.WithDeadline(ctx, deadline.Add(-min(Margin, left/10)))
 }
