@@ -72,11 +72,12 @@ test-unit: ## unit and golden tests of every room
 	export PATH="$(BIN):$$PATH"
 	$(GO) run ./integration/conformance $(SHORT) record bin/unit $(SHORT) -timeout 15m $$($(GO) list ./... | grep -v /integration)
 
+# Four at once of those tests that wait for most of their time (waits in integration/), however few processors there are.
 test-integration: ## integration tests with the binaries of bin/linux-ARCH
 	@build/need-root test
 	export EVENKEEL_TEST_REPORT=$(CURDIR)/bin/report.txt
 	rm -f $$EVENKEEL_TEST_REPORT
-	$(GO) run ./integration/conformance $(SHORT) record bin/host $(SHORT) -count=1 -timeout 20m ./integration/...
+	$(GO) run ./integration/conformance $(SHORT) record bin/host $(SHORT) -count=1 -timeout 20m -parallel 4 ./integration/...
 	echo "measured:" && sed 's/^/  /' $$EVENKEEL_TEST_REPORT
 
 test-kubelet: deps build $(BIN)/kubelet ## let the real kubelet run pods on the engine (building it takes some minutes)
