@@ -56,7 +56,7 @@ const head = `# Conformance
 What the integration suite, and critest where it ran, came to on each machine. Made by ` + "`make conformance`" + ` from the last
 run on each; not written by hand. The commit is that of the suite; critest ran on one near it. A suite is a file of ` + "`integration/`" + `, subtests count. A cell has the number that passed, then
 those that failed (F), were skipped (S) and did not end (E). On emulated machines things are repeated less often
-(docs/VM.md), and kill and failure points strike every other effect once, which is why there are fewer of those.
+(docs/VM.md), and kill and failure points strike every fourth effect once, which is why there are fewer of those.
 
 `
 
