@@ -227,25 +227,25 @@ func TestStopDuringACheckpoint(t *testing.T) {
 		n.eventually(20*time.Second, func() error { return os.Remove(begun) })
 		return id, answer
 	}
-	within := func(limit time.Duration, act func()) {
+	soon := func(act func()) {
 		t.Helper()
 		asked := time.Now()
 		act()
-		if took := time.Since(asked); took > limit {
+		if took := time.Since(asked); took > engine.Patience(10*time.Second) {
 			t.Errorf("it took %s", took)
 		}
 	}
 	id, answer := dumping("asked")
-	within(10*time.Second, func() { n.stop(id, 30) })
+	soon(func() { n.stop(id, engine.Seconds(30)) })
 	if s := n.status(id); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode != 0 {
 		t.Errorf("the container that was asked to end: %v", s)
 	}
 	refused(t, <-answer, codes.Unknown, id, "stopped meanwhile")
 	id, _ = dumping("orphaned")
 	must(t, n.Restart(n.Env...))
-	within(10*time.Second, func() { n.remove(id) })
+	soon(func() { n.remove(id) })
 	_, answer = dumping("killed")
-	within(10*time.Second, func() { n.removePod(pod) })
+	soon(func() { n.removePod(pod) })
 	if err := <-answer; err == nil {
 		t.Error("a checkpoint was made")
 	}

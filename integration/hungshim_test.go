@@ -165,10 +165,11 @@ func (h *hung) told(send func(context.Context) error) {
 	h.othersGoOn()
 }
 
-// answer is that of a request which comes before the caller loses its patience.
+// answer is that of a request which comes before the caller loses its patience, which it does on every machine well before the
+// engine: a minute after its begin a create is given up.
 func (h *hung) answer(send func(context.Context) error) error {
 	h.t.Helper()
-	ctx, stop := context.WithTimeout(h.ctx(), engine.Patience(5*time.Second))
+	ctx, stop := context.WithTimeout(h.ctx(), min(engine.Patience(5*time.Second), 20*time.Second))
 	defer stop()
 	err := send(ctx)
 	if ctx.Err() != nil {
