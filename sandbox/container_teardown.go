@@ -32,7 +32,7 @@ var (
 	containerErase    = effect.New("container.erase")
 )
 
-// exitPatience is how long a killed process may take to be reported by its shim before the exit file is asked instead.
+// exitPatience is how long a shim that answers nothing may take to report a killed process before the exit file is asked instead.
 const exitPatience = 5 * time.Second
 
 // stop asks politely, then kills. The wait for the process belongs to the caller; the kill at its end does not.
@@ -218,13 +218,26 @@ func (c *container) exit(ctx context.Context) shim.Exit {
 	case r.StartFault != "":
 		return shim.Exit{Known: true, Code: r.StartCode, At: time.Now()}
 	case r.BootID == c.BootID && !c.silent.Load():
-		asked, end := context.WithTimeout(ctx, exitPatience)
-		defer end()
-		if e, err := c.shim().Wait(asked, c.id); err == nil {
+		if e, err := c.word(ctx); err == nil {
 			return e
 		}
 	}
 	return c.lastExit()
+}
+
+// word waits for the shim to say how a killed container ended. One that answers other questions meanwhile is slow, as on a machine that
+// has no processor to spare, and gets half of what a teardown may take.
+func (c *container) word(ctx context.Context) (e shim.Exit, err error) {
+	ctx, end := context.WithTimeout(ctx, teardownLimit/2)
+	defer end()
+	for {
+		asked, stop := context.WithTimeout(ctx, exitPatience)
+		e, err = c.shim().Wait(asked, c.id)
+		stop()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || c.silence(ctx) != "" {
+			return e, err
+		}
+	}
 }
 
 // lastExit reads the exit file, the only word of a container whose shim is gone.
@@ -258,7 +271,7 @@ func (c *container) finishAt(ctx context.Context, startedAt time.Time, e shim.Ex
 func exitOf(e shim.Exit) exit {
 	switch {
 	case !e.Known:
-		return exit{Code: 255, Reason: "Unknown", Message: "how the container ended is not known: its shim or the machine went down before"}
+		return exit{Code: 255, Reason: "Unknown", Message: "how the container ended is not known: its shim or the machine went down before, or its shim does not answer"}
 	case e.OOMKilled:
 		return exit{Code: int32(e.Code), Reason: "OOMKilled", Message: oomMessage(e)}
 	case e.Code == 0:

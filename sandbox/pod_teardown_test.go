@@ -3,12 +3,14 @@ package sandbox
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,8 +62,8 @@ func TestNetworkGoesEarlyOnceTheKillIsSent(t *testing.T) {
 	})
 }
 
-// playShim answers calls of a pod's shim: it refuses so many of them.
-func playShim(t *testing.T, p *pod, refusals int) {
+// playShim answers a pod's shim's calls, each on its own; one without an answer waits until its caller has gone.
+func playShim(t *testing.T, p *pod, answer func(call string) string) {
 	t.Helper()
 	if err := os.MkdirAll(p.podState(p.id), 0o700); err != nil {
 		t.Fatal(err)
@@ -77,36 +79,85 @@ func playShim(t *testing.T, p *pod, refusals int) {
 	}
 	t.Cleanup(func() { listener.Close() })
 	go func() {
-		for call := 0; ; call++ {
+		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			answer := `{"Version":1}`
-			if call < refusals {
-				answer = `{"Version":1,"Error":{"Message":"a container lives"}}`
-			}
-			var size uint32
-			binary.Read(conn, binary.BigEndian, &size)
-			io.CopyN(io.Discard, conn, int64(size))
-			binary.Write(conn, binary.BigEndian, uint32(len(answer)))
-			io.WriteString(conn, answer)
-			conn.Close()
+			go func() {
+				defer conn.Close()
+				var size uint32
+				binary.Read(conn, binary.BigEndian, &size)
+				var request struct{ Call string }
+				if err := json.NewDecoder(io.LimitReader(conn, int64(size))).Decode(&request); err != nil {
+					t.Error(err)
+					return
+				}
+				said := answer(request.Call)
+				if said == "" {
+					io.Copy(io.Discard, conn)
+					return
+				}
+				binary.Write(conn, binary.BigEndian, uint32(len(said)))
+				io.WriteString(conn, said)
+			}()
 		}
 	}()
+}
+
+// refusing refuses so many calls.
+func refusing(refusals int64) func(string) string {
+	var calls atomic.Int64
+	return func(string) string {
+		if calls.Add(1) <= refusals {
+			return `{"Version":1,"Error":{"Message":"a container lives"}}`
+		}
+		return `{"Version":1}`
+	}
 }
 
 // A shim that was silent while its containers were killed learns of it when it wakes up, and lets nobody end it before.
 func TestShimThatHasJustWoken(t *testing.T) {
 	p := emptyPods(t)
 	pod, _ := enter(t, p, "woken", 0)
-	playShim(t, pod, 3)
+	playShim(t, pod, refusing(3))
 	if err := pod.endShim(t.Context()); err != nil {
 		t.Error(err)
 	}
 	pod, _ = enter(t, p, "stubborn", 0)
-	playShim(t, pod, math.MaxInt)
+	playShim(t, pod, refusing(math.MaxInt64))
 	if err := pod.endShim(t.Context()); err == nil || !strings.Contains(err.Error(), "refuses to end: a container lives") {
 		t.Errorf("a shim that always refuses: %v", err)
+	}
+}
+
+// On a machine that starves a shim can need more than exitPatience to report what was killed. While it answers other questions it is
+// believed to be at work, and what it says then counts; one that answers nothing is not waited for.
+func TestAnExitThatIsToldLate(t *testing.T) {
+	for name, voice := range map[string]string{"starving": `{"Version":1,"State":{}}`, "hung": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pod, containers := enter(t, emptyPods(t), "p", 1)
+			c := containers[0]
+			killed := *c.facts()
+			killed.CreatedAt, killed.StartedAt, killed.BootID = time.Now(), time.Now(), c.BootID
+			c.record.Store(&killed)
+			told := time.Now().Add(exitPatience + time.Second/2)
+			playShim(t, pod, func(call string) string {
+				if call != "wait" || voice == "" {
+					return voice
+				}
+				time.Sleep(time.Until(told))
+				return `{"Version":1,"Exit":{"Known":true,"Code":137,"Signal":9}}`
+			})
+			begun := time.Now()
+			e, took := c.exit(t.Context()), time.Since(begun)
+			if e.Known != (voice != "") || e.Known && e.Code != 137 {
+				t.Errorf("known %v, code %d, after %s", e.Known, e.Code, took)
+			}
+			if e.Code == 255 && took > exitPatience+3*voiceLimit {
+				t.Errorf("a shim that hangs was waited for %s", took)
+			}
+		})
 	}
 }
