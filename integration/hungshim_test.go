@@ -158,18 +158,18 @@ func (h *hung) stopWith(send func(context.Context) error, underWay func()) (answ
 	return answer
 }
 
-// told checks that a request which waits for the shim is told so before its own deadline, and that nobody else waits.
+// told checks that a request which waits for the shim is told so before its own deadline, and that nobody else waits. On every machine
+// its caller loses its patience well before the engine does, which gives up a create a minute after its begin.
 func (h *hung) told(send func(context.Context) error) {
 	h.t.Helper()
-	h.blamed(h.answer(send))
+	h.blamed(h.answer(min(engine.Patience(5*time.Second), 20*time.Second), send))
 	h.othersGoOn()
 }
 
-// answer is that of a request which comes before the caller loses its patience, which it does on every machine well before the
-// engine: a minute after its begin a create is given up.
-func (h *hung) answer(send func(context.Context) error) error {
+// answer is that of a request which comes before the caller loses its patience.
+func (h *hung) answer(patience time.Duration, send func(context.Context) error) error {
 	h.t.Helper()
-	ctx, stop := context.WithTimeout(h.ctx(), min(engine.Patience(5*time.Second), 20*time.Second))
+	ctx, stop := context.WithTimeout(h.ctx(), patience)
 	defer stop()
 	err := send(ctx)
 	if ctx.Err() != nil {
@@ -426,7 +426,7 @@ func TestShimHangsInStop(t *testing.T) {
 		id := h.node.run(h.pod, h.cfg, engine.Sleeper("main", busybox))
 		pid := h.containerPID(id)
 		h.stopShim()
-		err := h.answer(func(ctx context.Context) error {
+		err := h.answer(engine.Patience(5*time.Second), func(ctx context.Context) error {
 			_, err := h.Runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id, Timeout: engine.Seconds(1)})
 			return err
 		})
